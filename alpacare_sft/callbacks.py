@@ -1,0 +1,169 @@
+"""What happens beside the training loop: the account, the signals, and what a person sees."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from alpacare_sft.errors import StoppedError
+
+
+class Account(TrainerCallback, ExportableState):  # type: ignore[misc]
+    """Seconds and tokens of a run, kept in its checkpoints so that they sum over resumes."""
+
+    def __init__(self, seconds: float = 0.0, evaluation_seconds: float = 0.0, answer_tokens: int = 0) -> None:
+        self.seconds = seconds
+        self.evaluation_seconds = evaluation_seconds
+        self.answer_tokens = answer_tokens
+        self._since: float | None = None
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Start the clock."""
+        self._since = time.monotonic()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Stop the clock."""
+        self.seconds, self._since = self.elapsed_seconds, None
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **_: Any
+    ) -> None:
+        """Keep evaluation apart, so that tokens per second speak of training."""
+        self.evaluation_seconds += metrics.get("eval_runtime", 0.0)
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Seconds in the training loop, over all sessions of the run."""
+        return self.seconds + (time.monotonic() - self._since if self._since is not None else 0.0)
+
+    def tokens_per_second(self, tokens: int) -> float:
+        """Speed of training, evaluation left out."""
+        return tokens / max(self.elapsed_seconds - self.evaluation_seconds, 1e-9)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps; see `ExportableState`."""
+        values = {
+            "seconds": self.elapsed_seconds,
+            "evaluation_seconds": self.evaluation_seconds,
+            "answer_tokens": self.answer_tokens,
+        }
+        return {"args": values, "attributes": {}}
+
+
+class StopOnSignal(TrainerCallback):  # type: ignore[misc]
+    """SIGTERM and SIGINT finish the step, save a checkpoint and end the loop.
+
+    Used as a context manager around a run. Before the loop there is nothing to save, and a signal
+    raises `StoppedError` at once. A second signal acts as if this class were not there.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.in_loop = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopOnSignal:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        signal.signal(number, self._previous[number])
+        self.requested = True
+        if not self.in_loop:
+            raise StoppedError(f"stopped by {signal.Signals(number).name} before training began. Run it again.")
+        name = signal.Signals(number).name
+        print(f"\n{name}: finishing this step and saving a checkpoint.", file=sys.stderr, flush=True)
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """From here on a signal waits for the end of the step."""
+        self.in_loop = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Ask the trainer to save and stop; all processes agree on the step."""
+        requested = self.requested
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate.utils import reduce
+
+            requested = bool(reduce(torch.tensor(float(requested), device=args.device), reduction="sum") > 0)
+        if requested:
+            self.requested = True
+            control.should_save = control.should_training_stop = True
+
+
+class Terminal(TrainerCallback):  # type: ignore[misc]
+    """A progress bar on a terminal; in a log one line every `logging_steps`."""
+
+    def __init__(self) -> None:
+        self.progress: Progress | None = None
+        self.task: TaskID | None = None
+        self.loss = ""
+        self._start: tuple[float, int, int] = (0.0, 0, 0)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Draw the bar, if a person is there to see it."""
+        self._start = (time.monotonic(), state.num_input_tokens_seen, state.global_step)
+        if not state.is_world_process_zero or not sys.stderr.isatty():
+            return
+        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
+        from rich.console import Console
+
+        self.progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+        self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step, told="")
+        self.progress.start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Move the bar."""
+        if self.progress is not None and self.task is not None:
+            told = f"{self.loss}{self._speed(state):,.0f} tokens/s"
+            self.progress.update(self.task, completed=state.global_step, told=told)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
+        """Tell losses as they come."""
+        if not state.is_world_process_zero:
+            return
+        step = f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"
+        if "loss" in logs:
+            self.loss = f"loss {logs['loss']:.4f}  "
+            if self.progress is None:
+                left = self._seconds_left(state)
+                rate = f"learning rate {logs['learning_rate']:.2e}"
+                print(f"{step}  {self.loss}{rate}  {self._speed(state):,.0f} tokens/s  {left} left", flush=True)
+        elif "eval_loss" in logs:
+            line = f"{step}  validation loss {logs['eval_loss']:.4f}"
+            (print(line, flush=True) if self.progress is None else self.progress.console.print(line))
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Leave the bar as it stands."""
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back; safe to call twice."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def _speed(self, state: TrainerState) -> float:
+        began, tokens, _ = self._start
+        return float(state.num_input_tokens_seen - tokens) / max(time.monotonic() - began, 1e-9)
+
+    def _seconds_left(self, state: TrainerState) -> str:
+        began, _, step = self._start
+        each = (time.monotonic() - began) / max(state.global_step - step, 1)
+        minutes, seconds = divmod(int(each * (state.max_steps - state.global_step)), 60)
+        return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

@@ -1,0 +1,93 @@
+"""Which checkpoint a run goes on from, and whether anything is left to train."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# The Trainer writes these in this order, the state last; a kill in between leaves a part of them.
+_TENSORS = "adapter_model.safetensors"
+_ARCHIVES = ("optimizer.pt", "scheduler.pt")
+_STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A directory that the Trainer wrote whole."""
+
+    path: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """The optimizer's step that it was written after."""
+        return int(self.state["global_step"])
+
+    def is_complete(self, patience: int) -> bool:
+        """Whether training had ended here: at its last step, or stopped early."""
+        stopper = self.state.get("stateful_callbacks", {}).get("EarlyStoppingCallback", {})
+        waited = stopper.get("attributes", {}).get("early_stopping_patience_counter", 0)
+        return self.step >= int(self.state["max_steps"]) or bool(patience and waited >= patience)
+
+    def best(self) -> Path:
+        """The checkpoint with the lowest validation loss so far, or this one if none was chosen."""
+        name = self.state.get("best_model_checkpoint")
+        best = self.path.parent / Path(name).name if name else self.path
+        return best if best.is_dir() else self.path
+
+
+def newest_whole_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
+    """The newest checkpoint that can be resumed exactly.
+
+    Returns:
+        The checkpoint, or None; and the newer ones that were passed over, with the reason.
+    """
+    passed_over: list[tuple[Path, str]] = []
+    candidates = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
+    for path in sorted(candidates, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+        if fault := checkpoint_fault(path):
+            passed_over.append((path, fault))
+        else:
+            state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+            return Checkpoint(path, state), passed_over
+    return None, passed_over
+
+
+def checkpoint_fault(path: Path) -> str | None:
+    """Why a checkpoint cannot be resumed exactly, or None if it can."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        state["global_step"], state["max_steps"]
+    except FileNotFoundError:
+        return f"{_STATE} is missing, it was cut off while being written"
+    except (ValueError, KeyError, TypeError):
+        return f"{_STATE} cannot be read"
+    try:
+        with safe_open(path / _TENSORS, framework="numpy") as file:
+            file.keys()
+    except FileNotFoundError:
+        return f"{_TENSORS} is missing"
+    except (SafetensorError, OSError):
+        return f"{_TENSORS} is cut short"
+    rng = sorted(path.glob("rng_state*.pth"))
+    if not rng:
+        return "rng_state.pth is missing"
+    for archive in (*(path / name for name in _ARCHIVES), *rng):
+        if fault := _archive_fault(archive):
+            return fault
+    return None
+
+
+def _archive_fault(path: Path) -> str | None:
+    if not path.exists():
+        return f"{path.name} is missing"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return f"{path.name} is damaged" if archive.testzip() else None
+    except (zipfile.BadZipFile, OSError):
+        return f"{path.name} is cut short"

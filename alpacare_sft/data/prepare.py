@@ -1,0 +1,173 @@
+"""Recipe and tokenizer → the three splits as the model sees them, every row accounted for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from alpacare_sft.data.clean import clean_rows
+from alpacare_sft.data.load import load_rows, show_progress
+from alpacare_sft.data.split import SPLITS, split_rows
+from alpacare_sft.errors import DataError
+from alpacare_sft.prompt import PromptEncoder, check_encoder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from alpacare_sft.recipe import Recipe
+
+TEXT_COLUMNS = ("id", "instruction", "input", "output")
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The splits and the account of how they came to be.
+
+    Attributes:
+        splits: `train`, `validation` and `test`; columns id, instruction, input, output,
+            input_ids, completion_mask, prompt_tokens, completion_tokens and truncated.
+        report: what `data/report.json` holds.
+    """
+
+    splits: Mapping[str, Dataset]
+    report: Mapping[str, Any]
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """Hash of each split's JSON Lines text."""
+        return {name: hashlib.sha256(jsonl(rows).encode()).hexdigest() for name, rows in self.splits.items()}
+
+
+def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
+    """Load, clean, encode and split the rows of a recipe.
+
+    Rows that leave no token to learn are dropped before the draw, so that a split of 2,000 rows
+    has 2,000 that teach.
+
+    Raises:
+        DataError: if rows cannot be read, are too few, or too many leave no room for an answer.
+        ModelError: if the tokenizer cannot make the prompt that the recipe asks for.
+    """
+    show_progress(True)
+    encoder = PromptEncoder(tokenizer, recipe.prompt)
+    check_encoder(encoder)
+    num_proc = recipe.train["dataset_num_proc"]
+    loaded, filled = load_rows(recipe.data)
+    cleaned, steps = clean_rows(loaded, recipe.data.clean, num_proc)
+    if len(cleaned) == 0:
+        raise DataError(_no_row_left(len(loaded), steps))
+    max_length: int = recipe.train["max_length"]
+    encoded = cleaned.map(
+        _encode, fn_kwargs={"encoder": encoder, "max_length": max_length}, num_proc=num_proc, desc="Tokenizing"
+    )
+    kept, dropped = _drop_what_teaches_nothing(encoded, recipe)
+    splits = split_rows(kept, recipe.data.splits, recipe.data.seed)
+    rows = {
+        "loaded": len(loaded),
+        "cleaned": len(cleaned),
+        "dropped_no_answer": dropped["no_answer"],
+        "dropped_too_long": dropped["too_long"],
+        "kept": len(kept),
+        **{name: len(splits[name]) for name in SPLITS},
+        "unused": len(kept) - sum(len(part) for part in splits.values()),
+        "truncated": sum(splits["train"]["truncated"]),
+        "filled": filled,
+    }
+    report = {
+        "rows": rows,
+        "steps": steps,
+        "max_length": max_length,
+        "seed": recipe.data.seed,
+        "splits": {name: _split_summary(splits[name]) for name in SPLITS},
+        "shared_questions": _count_shared_questions(splits),
+    }
+    return PreparedData(splits, report)
+
+
+def _encode(row: dict[str, Any], encoder: PromptEncoder, max_length: int) -> dict[str, Any]:
+    return encoder.encode_row(row, max_length)
+
+
+def _drop_what_teaches_nothing(encoded: Dataset, recipe: Recipe) -> tuple[Dataset, dict[str, int]]:
+    max_length = recipe.train["max_length"]
+    lengths = list(zip(encoded["prompt_tokens"], encoded["truncated"], encoded["id"], strict=True))
+    no_answer = [row_id for prompt, _, row_id in lengths if prompt >= max_length]
+    too_long = [row_id for prompt, truncated, row_id in lengths if truncated and prompt < max_length]
+    overflow = recipe.prompt.overflow
+    if overflow == "error" and (too_long or no_answer):
+        ids = sorted(too_long + no_answer)
+        raise DataError(
+            f"prompt.overflow: error, and {len(ids):,} of {len(encoded):,} rows are longer than train.max_length "
+            f"{max_length} (ids {', '.join(map(str, ids[:5]))}{', …' if len(ids) > 5 else ''}). "
+            "Raise it, or use prompt.overflow: truncate_output or drop."
+        )
+    share = len(no_answer) / len(encoded)
+    if share > recipe.data.max_dropped_fraction:
+        raise DataError(
+            f"{len(no_answer):,} of {len(encoded):,} rows ({share:.1%}) leave no room for an answer: their prompt alone "
+            f"fills train.max_length {max_length}. data.max_dropped_fraction allows "
+            f"{recipe.data.max_dropped_fraction:.1%}. Raise train.max_length, or the fraction."
+        )
+    gone = {*no_answer, *(too_long if overflow == "drop" else ())}
+    kept = encoded
+    if gone:
+        kept = encoded.select([index for index, (_, _, row_id) in enumerate(lengths) if row_id not in gone])
+    return kept, {"no_answer": len(no_answer), "too_long": len(gone) - len(no_answer)}
+
+
+def _no_row_left(loaded: int, steps: Sequence[Mapping[str, Any]]) -> str:
+    worst = max(steps, key=lambda step: step["dropped"], default=None)
+    message = f"no row is left of {loaded:,} after cleaning"
+    if worst is None or not worst["dropped"]:
+        return f"{message}. Check data.path."
+    message += f": {worst['name']} dropped {worst['dropped']:,}"
+    if worst["name"] == "drop_missing":
+        return f"{message}. Map the columns with data.columns, or set data.constants.instruction."
+    return f"{message}. Check the rows, or set data.clean.{worst['name']}."
+
+
+def _split_summary(rows: Dataset) -> dict[str, Any]:
+    if len(rows) == 0:
+        return {"rows": 0}
+    prompt, completion = list(rows["prompt_tokens"]), list(rows["completion_tokens"])
+    learnt = [sum(mask) for mask in rows["completion_mask"]]
+    return {
+        "rows": len(rows),
+        "with_input": sum(bool(text) for text in rows["input"]),
+        "truncated": sum(rows["truncated"]),
+        "prompt_tokens": _quantiles(prompt),
+        "completion_tokens": _quantiles(completion),
+        "learnt_tokens": sum(learnt),
+        "cut_tokens": sum(completion) - sum(learnt),
+    }
+
+
+def _quantiles(values: Sequence[int]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {
+        "min": ordered[0],
+        "median": statistics.median(ordered),
+        "p95": ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
+        "max": ordered[-1],
+        "total": sum(ordered),
+    }
+
+
+def _count_shared_questions(splits: Mapping[str, Dataset]) -> int:
+    """Questions (instruction and input) that stand in more than one split; the draw makes it 0."""
+    questions = [set(zip(rows["instruction"], rows["input"], strict=True)) for rows in splits.values()]
+    return sum(len(questions[a] & questions[b]) for a in range(3) for b in range(a))
+
+
+def jsonl(rows: Dataset) -> str:
+    """The text columns of a split, one JSON object a line, in the order of the split."""
+    columns = [rows[column] for column in TEXT_COLUMNS]
+    lines = (
+        json.dumps(dict(zip(TEXT_COLUMNS, values, strict=True)), ensure_ascii=False) for values in zip(*columns, strict=True)
+    )
+    return "".join(line + "\n" for line in lines)

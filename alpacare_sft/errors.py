@@ -1,0 +1,63 @@
+"""The exceptions that a user may meet.
+
+AlpacareError
+├── RecipeError    the recipe or the command line is wrong          exit 2
+├── DataError      the input rows are wrong, or too few             exit 2
+├── ModelError     the base model cannot be had or does not fit     exit 1
+└── RunError       the run failed, or its directory refuses it      exit 1
+    └── StoppedError   stopped on request, with a checkpoint        exit 75
+
+Each message stands alone: what must be, what was found, and what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class AlpacareError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+    exit_code = 1
+
+
+class RecipeError(AlpacareError):
+    """The recipe cannot work; carries every fault that was found.
+
+    Args:
+        faults: one message for each fault, in the order of the file.
+        source: the file that holds them, for the message's first line.
+    """
+
+    exit_code = 2
+
+    def __init__(self, faults: str | Sequence[str], source: str = "") -> None:
+        self.faults = [faults] if isinstance(faults, str) else list(faults)
+        self.source = source
+        lines = "\n".join(f"  - {fault}" for fault in self.faults)
+        if not source and len(self.faults) == 1:
+            super().__init__(self.faults[0])
+        else:
+            noun = "fault" if len(self.faults) == 1 else "faults"
+            where = f" in {source}" if source else ""
+            super().__init__(f"{len(self.faults)} {noun}{where}:\n{lines}")
+
+
+class DataError(AlpacareError):
+    """The rows cannot be read, are not text, or are too few."""
+
+    exit_code = 2
+
+
+class ModelError(AlpacareError):
+    """The base model or its tokenizer cannot be had, or cannot be trained as asked."""
+
+
+class RunError(AlpacareError):
+    """A run failed, or its directory does not allow what was asked."""
+
+
+class StoppedError(RunError):
+    """The run was stopped by a signal; a checkpoint to resume from was written."""
+
+    exit_code = 75

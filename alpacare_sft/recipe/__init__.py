@@ -1,0 +1,13 @@
+"""The recipe: one YAML file that says everything about a run.
+
+- `sections`: our keys, their types, bounds and meaning
+- `document`: YAML text and command-line overrides → one mapping, with line numbers
+- `checks`: faults that types cannot show: refused, renamed, contradicting keys
+- `loading`: mapping → `Recipe`, every fault told at once
+- `writing`: `Recipe` → the resolved YAML, its hash and the differences between two
+- `schema`: JSON Schema and `recipes/README.md`, made from the dataclasses
+"""
+
+from alpacare_sft.recipe.loading import Recipe, load_recipe
+
+__all__ = ["Recipe", "load_recipe"]

@@ -1,0 +1,221 @@
+"""Faults of a recipe that its types cannot show.
+
+Each check reads plain values and yields messages, so that all faults of a recipe are told at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+ROW_COLUMNS = ("instruction", "input", "output")
+
+RENAMED = {
+    "train": {
+        "warmup_ratio": "train.warmup_steps (a value below 1 is a share of the steps)",
+        "group_by_length": "train.train_sampling_strategy: group_by_length",
+        "overwrite_output_dir": "--overwrite on the command line",
+        "evaluation_strategy": "train.eval_strategy",
+        "tokenizer": "model.model_name_or_path",
+        "torch_dtype": "model.dtype",
+        "dtype": "model.dtype",
+        "gradient_checkpointing": "train.activation_checkpointing",
+        "gradient_checkpointing_kwargs": "train.activation_checkpointing_kwargs",
+        "max_seq_length": "train.max_length",
+        "num_epochs": "train.num_train_epochs",
+        "lr": "train.learning_rate",
+        "batch_size": "train.per_device_train_batch_size",
+        "no_cuda": "train.use_cpu",
+        "patience": "early_stopping.patience",
+        "per_gpu_train_batch_size": "train.per_device_train_batch_size",
+    },
+    "lora": {"alpha": "lora.lora_alpha", "dropout": "lora.lora_dropout", "rank": "lora.r"},
+    "model": {
+        "name": "model.model_name_or_path",
+        "revision": "model.model_revision",
+        "torch_dtype": "model.dtype",
+        "load_in_4bit": "model.quantization: nf4",
+    },
+    "data": {"dataset": "data.path", "name": "data.path", "test_size": "data.splits.test"},
+}
+
+REFUSED = {
+    "train": {
+        "output_dir": "It stands once, at the top: output_dir",
+        "completion_only_loss": "Prompts are never learnt; leave it out",
+        "assistant_only_loss": "Answers alone are learnt already; leave it out",
+        "push_to_hub": "`alpacare-sft push` publishes the adapter after its checks; see the section hub",
+        "hub_model_id": "Use hub.repo_id",
+        "hub_token": "The token comes from the environment (HF_TOKEN or `hf auth login`), never from a file",
+        "hub_private_repo": "Use hub.private",
+        "hub_strategy": "`alpacare-sft push` publishes the adapter after its checks",
+        "hub_always_push": "`alpacare-sft push` publishes the adapter after its checks",
+        "hub_revision": "`alpacare-sft push` publishes the adapter after its checks",
+        "model_init_kwargs": "Use the section model",
+        "trust_remote_code": "Code from a model repository is not run; choose a model that transformers knows",
+        "chat_template_path": "Use prompt.format: chat for the model's own template",
+        "dataset_text_field": "Use data.columns",
+        "dataset_kwargs": "Rows are tokenized before TRL sees them; leave it out",
+        "eos_token": "The end token is that of the tokenizer; leave it out",
+        "pad_token": "The padding token is one that the vocabulary already has; leave it out",
+        "truncation_mode": "Use prompt.overflow",
+        "eval_packing": "Use train.packing for both",
+        "resume_from_checkpoint": "Use resume: auto or never at the top",
+        "restore_callback_states_from_checkpoint": "A resumed run restores them always; leave it out",
+        "ignore_data_skip": "A resumed run goes on with the row where it stopped; leave it out",
+        "save_only_model": "A checkpoint without the optimizer cannot be resumed; leave it out",
+        "auto_find_batch_size": "It changes the recipe while it runs; set train.per_device_train_batch_size",
+        "remove_unused_columns": "Leave it out",
+        "label_names": "Leave it out",
+        "do_train": "The verb says what to do",
+        "do_eval": "Use train.eval_strategy",
+        "do_predict": "The verb says what to do",
+        "local_rank": "The launcher sets it",
+        "logging_nan_inf_filter": "A loss that is not finite stops the run; leave it out",
+        "include_num_input_tokens_seen": "Tokens are always counted; leave it out",
+        "disable_tqdm": "The progress bar shows itself on a terminal only; leave it out",
+        "loftq_config": "Leave it out",
+    },
+    "lora": {
+        "task_type": "It is CAUSAL_LM; leave it out",
+        "base_model_name_or_path": "Use model.model_name_or_path",
+        "revision": "Use model.model_revision",
+        "inference_mode": "Leave it out",
+        "peft_type": "It is LORA; leave it out",
+        "peft_version": "It is recorded; leave it out",
+        "auto_mapping": "Leave it out",
+        "trainable_token_indices": "No token is added or retrained; leave it out",
+    },
+}
+
+# (key, smallest value, whether that value itself is allowed)
+TRAIN_BOUNDS = (
+    ("learning_rate", 0, False),
+    ("num_train_epochs", 0, False),
+    ("per_device_train_batch_size", 1, True),
+    ("per_device_eval_batch_size", 1, True),
+    ("gradient_accumulation_steps", 1, True),
+    ("max_length", 8, True),
+    ("seed", 0, True),
+    ("data_seed", 0, True),
+    ("weight_decay", 0, True),
+    ("max_grad_norm", 0, True),
+    ("warmup_steps", 0, True),
+    ("logging_steps", 0, False),
+    ("save_steps", 0, False),
+    ("eval_steps", 0, False),
+    ("save_total_limit", 1, True),
+    ("dataset_num_proc", 1, True),
+    ("dataloader_num_workers", 0, True),
+    ("adam_epsilon", 0, False),
+)
+
+
+def unknown_key(section: str, key: str, known: list[str]) -> str:
+    """The message for a key that does not exist: its new name, its place, or the nearest one."""
+    dotted = f"{section}.{key}" if section else key
+    if new := RENAMED.get(section, {}).get(key):
+        return f"{dotted} is not a key any more. Use {new}."
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if close:
+        nearest = f"{section}.{close[0]}" if section else close[0]
+        return f"{dotted} is not a key. Did you mean {nearest}?"
+    listed = ", ".join(known) if len(known) < 15 else "recipes/README.md lists them"
+    return f"{dotted} is not a key{f' of {section}' if section else ''}. Known keys: {listed}."
+
+
+def refused_key(section: str, key: str) -> str | None:
+    """The message for a key of TRL or PEFT that would contradict one of ours, or None."""
+    reason = REFUSED.get(section, {}).get(key)
+    if reason is None and section == "train" and key in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+        return unknown_key(section, key, [])
+    return None if reason is None else f"{section}.{key} is not taken here. {reason}."
+
+
+def bound_faults(train: Mapping[str, Any], lora: Mapping[str, Any]) -> Iterator[str]:
+    """Numbers of `train` and `lora` that upstream would take and that cannot work."""
+    for key, low, included in TRAIN_BOUNDS:
+        value = train[key]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if not math.isfinite(value) or value < low or (value == low and not included):
+            yield f"train.{key} must be {'at least' if included else 'more than'} {low}, got {value:g}."
+    if train["max_length"] is None:
+        yield "train.max_length must be a number of tokens, got null. The reference is 512."
+    if isinstance(train["warmup_steps"], float) and train["warmup_steps"] == 1.0:
+        yield (
+            "train.warmup_steps must be a whole number of steps or a share below 1, got 1.0, which is one step "
+            "and not the whole run. Write 1 or 0.99."
+        )
+    if not isinstance(lora["r"], int) or lora["r"] < 1:
+        yield f"lora.r must be at least 1, got {lora['r']}."
+    if lora["lora_alpha"] is not None and lora["lora_alpha"] <= 0:
+        yield f"lora.lora_alpha must be more than 0, got {lora['lora_alpha']}."
+    if not 0 <= lora["lora_dropout"] < 1:
+        yield f"lora.lora_dropout must be at least 0 and below 1, got {lora['lora_dropout']:g}."
+
+
+def target_faults(lora: Mapping[str, Any]) -> Iterator[str]:
+    """LoRA on layers that the loss does not see, or that are not LoRA's to keep."""
+    targets = lora["target_modules"]
+    names = [targets] if isinstance(targets, str) else list(targets or ())
+    if targets is not None and not names:
+        yield "lora.target_modules must name at least one layer, got an empty list. The reference is [q_proj, v_proj]."
+    if any(name == "lm_head" or name.endswith(".lm_head") for name in names):
+        yield (
+            "lora.target_modules must not hold lm_head: the loss reads the head's weights directly, an adapter "
+            "there would never be trained. Remove it."
+        )
+    for name in lora["modules_to_save"] or ():
+        yield (
+            f"lora.modules_to_save must be empty, got {name}: whole layers in the adapter cannot be merged, compared "
+            "or published as LoRA. Remove it."
+        )
+
+
+def evaluation_faults(train: Mapping[str, Any], has_validation: bool) -> Iterator[str]:
+    """Evaluation, saving and best-model loading that do not fit together."""
+    evaluation, saving = str(train["eval_strategy"]), str(train["save_strategy"])
+    if evaluation != "no" and not has_validation:
+        yield (
+            f"train.eval_strategy: {evaluation} needs validation rows, data.splits.validation is 0. "
+            "Give it rows, or set train.eval_strategy: no."
+        )
+    if not train["load_best_model_at_end"] or evaluation == "no" or saving == "best":
+        return
+    if evaluation != saving:
+        yield (
+            f"train.load_best_model_at_end needs train.save_strategy equal to train.eval_strategy, got {saving} "
+            f"and {evaluation}."
+        )
+    elif evaluation == "steps":
+        every = train["eval_steps"] or train["logging_steps"]
+        share = every < 1, train["save_steps"] < 1
+        uneven = (train["save_steps"] / every) % 1 > 1e-9
+        if share[0] != share[1] or (every > 0 and uneven):
+            yield (
+                f"train.save_steps must be a multiple of train.eval_steps when train.load_best_model_at_end is set, "
+                f"got {train['save_steps']:g} and {every:g}."
+            )
+
+
+def combination_faults(train: Mapping[str, Any], data: Any, prompt: Any) -> Iterator[str]:
+    """Keys that are right alone and wrong together."""
+    if train["fp16"] and train["bf16"]:
+        yield "train.fp16 and train.bf16 must not both be true. Leave both out to let the hardware decide."
+    for key in data.columns:
+        if key not in ROW_COLUMNS:
+            yield f"data.columns.{key} must be one of instruction, input, output."
+    for key in data.constants:
+        if key not in ROW_COLUMNS[:2]:
+            yield f"data.constants.{key} must be instruction or input: an answer cannot be a constant."
+    sizes = (data.splits.train, data.splits.validation, data.splits.test)
+    fractions = sum(size for size in sizes if isinstance(size, float))
+    if fractions > 1 + 1e-9:
+        yield f"data.splits must not add up to more than 1, got {fractions:g}."
+    if prompt.overflow == "truncate_output" and train["packing"] and train["packing_strategy"] == "wrapped":
+        yield "train.packing_strategy: wrapped cuts rows in the middle. Use bfd."
+    if not data.path:
+        yield "data.path must name a data set or a file, got nothing."

