@@ -17,7 +17,7 @@ from transformers.trainer_callback import ExportableState
 from alpacare_sft.errors import StoppedError
 
 
-class Account(TrainerCallback, ExportableState):  # type: ignore[misc]
+class Account(TrainerCallback, ExportableState):
     """Seconds and tokens of a run, kept in its checkpoints so that they sum over resumes."""
 
     def __init__(self, seconds: float = 0.0, evaluation_seconds: float = 0.0, answer_tokens: int = 0) -> None:
@@ -59,7 +59,7 @@ class Account(TrainerCallback, ExportableState):  # type: ignore[misc]
         return {"args": values, "attributes": {}}
 
 
-class StopOnSignal(TrainerCallback):  # type: ignore[misc]
+class StopOnSignal(TrainerCallback):
     """SIGTERM and SIGINT finish the step, save a checkpoint and end the loop.
 
     Used as a context manager around a run. Before the loop there is nothing to save, and a signal
@@ -104,7 +104,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
             control.should_save = control.should_training_stop = True
 
 
-class Terminal(TrainerCallback):  # type: ignore[misc]
+class Terminal(TrainerCallback):
     """A progress bar on a terminal; in a log one line every `logging_steps`."""
 
     def __init__(self) -> None:

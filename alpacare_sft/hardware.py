@@ -61,6 +61,13 @@ def resolve_precision(train: Mapping[str, Any]) -> Precision:
     return Precision(fp16=card and major < 8 and undecided, bf16=card and major >= 8 and train["bf16"] is None)
 
 
+def has_card() -> bool:
+    """Whether torch sees a CUDA device."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def check_devices() -> None:
     """Refuse one process that sees several cards: TRL trains on one card a process.
 
@@ -84,10 +91,7 @@ def set_threads() -> int:
     """
     import torch
 
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
     return threads

@@ -35,7 +35,7 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     with _told_by_cause(model):
-        tokenizer = AutoTokenizer.from_pretrained(*_source(model), **_revision(model))
+        tokenizer = AutoTokenizer.from_pretrained(_source(model), **_revision(model))
     set_pad_token(tokenizer)
     return tokenizer
 
@@ -85,7 +85,7 @@ def load_base_model(model: ModelSection, dtype: str) -> PreTrainedModel:
         options["quantization_config"] = _quantization(chosen)
         options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"}
     with _told_by_cause(model):
-        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(*_source(model), **_revision(model), **options)
+        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(_source(model), **_revision(model), **options)
     base.requires_grad_(False)
     return base
 
@@ -111,16 +111,16 @@ def _quantization(compute_dtype: Any) -> Any:
     )
 
 
-def _source(model: ModelSection) -> tuple[str]:
+def _source(model: ModelSection) -> str:
     if model.model_name_or_path == EMBEDDED:
-        return (str(embedded_model()),)
+        return str(embedded_model())
     local = Path(model.model_name_or_path).expanduser()
     if (local / "adapter_config.json").exists() and not (local / "config.json").exists():
         raise ModelError(
             f"model.model_name_or_path must be a base model, {local} holds an adapter. Name the model that it was "
             "trained on (base_model_name_or_path in its adapter_config.json)."
         )
-    return (str(local) if local.exists() else model.model_name_or_path,)
+    return str(local) if local.exists() else model.model_name_or_path
 
 
 def _revision(model: ModelSection) -> dict[str, str]:
@@ -157,11 +157,11 @@ def _loading_fault(name: str, revision: str, error: BaseException) -> str:
     if caused_by(hub.RevisionNotFoundError):
         return f"{name} has no revision {revision}. See {page}/tree/main, and set model.model_revision."
     if caused_by(hub.RepositoryNotFoundError):
-        return f"{name} is neither a directory nor a model on the Hub that this token may see. Check the name at {page}."
+        return f"{name} is neither a directory nor a model that this token may see on the Hub. Check {page}."
     if caused_by(hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError) or "offline mode" in str(error):
         return f"{name} is not in the cache and the Hub cannot be reached. Connect, or use `embedded`."
     if status == 401:
-        return f"the Hub does not know this token. Renew it: `hf auth login` (https://huggingface.co/settings/tokens)."
+        return "the Hub does not know this token. Renew it: `hf auth login` (https://huggingface.co/settings/tokens)."
     if Path(name).expanduser().is_dir() and not (Path(name).expanduser() / "config.json").exists():
         return f"{name} is a directory without config.json. Name the directory of a saved model."
     return f"{name} cannot be loaded: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"

@@ -43,7 +43,7 @@ def answer_logits(model: torch.nn.Module, inputs: dict[str, Any], mask: torch.Te
     return logits[mask[:, positions]]
 
 
-class AnswerSFTTrainer(SFTTrainer):  # type: ignore[misc]
+class AnswerSFTTrainer(SFTTrainer):
     """`SFTTrainer` that projects only answer positions where TRL would project every one.
 
     On devices with Triton (CUDA, XPU), TRL 1.16's fused head already scores the learnt positions
@@ -107,7 +107,9 @@ class AnswerSFTTrainer(SFTTrainer):  # type: ignore[misc]
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         with torch.no_grad():
-            correct = torch.stack([(logits.argmax(-1) == targets).sum(), torch.tensor(targets.numel(), device=loss.device)])
+            correct = torch.stack(
+                [(logits.argmax(-1) == targets).sum(), torch.tensor(targets.numel(), device=loss.device)]
+            )
             hits, count = self.accelerator.gather_for_metrics(correct[None]).sum(0).tolist()
         self._metrics[mode]["mean_token_accuracy"].append(hits / count)
         return loss

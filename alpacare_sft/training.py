@@ -17,9 +17,10 @@ from alpacare_sft import hardware
 from alpacare_sft.checkpoints import Checkpoint, newest_whole_checkpoint
 from alpacare_sft.data import PreparedData, prepare_data
 from alpacare_sft.data.prepare import jsonl
+from alpacare_sft.data.report import describe_rows
 from alpacare_sft.errors import DataError, ModelError, RecipeError, RunError, StoppedError
 from alpacare_sft.model import base_identity, check_adapter, load_base_model, load_tokenizer
-from alpacare_sft.recipe.writing import read_resolved, recipe_differences, recipe_sha256, recipe_yaml
+from alpacare_sft.recipe.writing import given_values, read_resolved, recipe_differences, recipe_sha256, recipe_yaml
 from alpacare_sft.report import save_data_report, save_training_report
 from alpacare_sft.run import RunDirectory, check_free_disk, new_directory, write_json, write_text
 
@@ -30,7 +31,17 @@ if TYPE_CHECKING:
     from alpacare_sft.recipe import Recipe
     from alpacare_sft.trainer import AnswerSFTTrainer
 
-PACKAGES = ("alpacare_sft", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "bitsandbytes")
+PACKAGES = (
+    "alpacare_sft",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "tokenizers",
+    "bitsandbytes",
+)
 _TOKENIZER_BYTES = 20 * 2**20
 
 
@@ -163,7 +174,7 @@ def _out_of_memory(recipe: Recipe) -> str:
             f"train.per_device_train_batch_size {max(1, size // 2)} with train.gradient_accumulation_steps "
             f"{parts * 2} (the same step)"
         )
-    if not train["activation_checkpointing"]:
+    if train["activation_checkpointing"] is False:
         hints.append("train.activation_checkpointing true (the same loss, about a third slower)")
     hints.append(f"train.max_length below {train['max_length']}")
     if recipe.model.quantization is None:
@@ -185,11 +196,13 @@ def _run(recipe: Recipe, run: RunDirectory, stop: StopOnSignal, precision: hardw
     with _main_process_first():
         data = prepare_data(recipe, tokenizer)
     if is_main_process():
-        _refuse_other_data(run, data)
-        save_data(run, data)
+        refuse_other_data(run, data)
+        save_data(run, data, tokenizer)
         run.update_record({"data_sha256": data.sha256, "rows": data.report["rows"]})
     rows = data.report["rows"]
-    say(f"rows: {rows['train']:,} train, {rows['validation']:,} validation, {rows['test']:,} test of {rows['loaded']:,}")
+    say(
+        f"rows: {rows['train']:,} train, {rows['validation']:,} validation, {rows['test']:,} test of {rows['loaded']:,}"
+    )
     spent("data")
     base = load_base_model(recipe.model, precision.dtype)
     identity = base_identity(recipe.model, base)
@@ -239,7 +252,12 @@ def _main_process_first() -> Iterator[None]:
         yield
 
 
-def _refuse_other_data(run: RunDirectory, data: PreparedData) -> None:
+def refuse_other_data(run: RunDirectory, data: PreparedData) -> None:
+    """Keep the rows that an unfinished run was begun on.
+
+    Raises:
+        RunError: if `data` differs from them.
+    """
     before = run.read_record().get("data_sha256")
     if before and run.checkpoints.exists() and before != data.sha256:
         changed = ", ".join(name for name, value in data.sha256.items() if before.get(name) != value)
@@ -249,13 +267,13 @@ def _refuse_other_data(run: RunDirectory, data: PreparedData) -> None:
         )
 
 
-def save_data(run: RunDirectory, data: PreparedData) -> None:
+def save_data(run: RunDirectory, data: PreparedData, tokenizer: Any) -> None:
     """Write the splits, their report and its page, all of them or none."""
     with new_directory(run.data) as folder:
         for name, rows in data.splits.items():
             write_text(folder / f"{name}.jsonl", jsonl(rows))
         write_json(folder / "report.json", data.report)
-        save_data_report(folder / "report.html", data.report)
+        save_data_report(folder / "report.html", {**data.report, **describe_rows(data.splits, tokenizer)})
 
 
 def build_sft_config(recipe: Recipe, run: RunDirectory, precision: hardware.Precision) -> SFTConfig:
@@ -276,11 +294,10 @@ def build_sft_config(recipe: Recipe, run: RunDirectory, precision: hardware.Prec
         "include_num_input_tokens_seen": "non_padding",
         "restore_callback_states_from_checkpoint": True,
     }
-    # Upstream's two names of one key: only the new one is passed on, or the old one's default wins.
-    given = {key: value for key, value in recipe.train.items() if not key.startswith("gradient_checkpointing")}
-    given["gradient_checkpointing"] = given["activation_checkpointing"]
+    if not hardware.has_card():
+        ours["dataloader_pin_memory"] = False  # else torch warns at every epoch
     try:
-        return SFTConfig(**{**given, **ours})
+        return SFTConfig(**{**given_values(recipe, "train"), **ours})
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"train: {' '.join(str(error).split())}") from error
 
@@ -304,7 +321,6 @@ def build_trainer(
     config = build_sft_config(recipe, run, precision)
     stopping = recipe.early_stopping
     early = [EarlyStoppingCallback(stopping.patience, stopping.threshold)] if stopping.patience else []
-    lora = {key: value for key, value in recipe.lora.items() if key not in ("task_type", "peft_type", "auto_mapping")}
     try:
         trainer = AnswerSFTTrainer(
             model=base,
@@ -314,7 +330,7 @@ def build_trainer(
             if recipe.evaluates_during_training
             else None,
             processing_class=tokenizer,
-            peft_config=LoraConfig(task_type="CAUSAL_LM", **lora),
+            peft_config=LoraConfig(task_type="CAUSAL_LM", **given_values(recipe, "lora")),
             callbacks=[Account(), *early],
         )
     except ValueError as error:
@@ -344,9 +360,13 @@ def check_labels(trainer: AnswerSFTTrainer, data: PreparedData, num_rows: int = 
     rows = data.splits["train"].select(range(min(num_rows, len(data.splits["train"]))))
     for index, row in enumerate(rows):
         labels = trainer.data_collator([trainer.train_dataset[index]])["labels"][0].tolist()
-        wanted = [token if learnt else -100 for token, learnt in zip(row["input_ids"], row["completion_mask"], strict=True)]
+        wanted = [
+            token if learnt else -100 for token, learnt in zip(row["input_ids"], row["completion_mask"], strict=True)
+        ]
         if labels[: len(wanted)] != wanted:
-            raise DataError(f"row {row['id']}: the labels are not those of its answer. Report this with the versions in use.")
+            raise DataError(
+                f"row {row['id']}: the labels are not those of its answer. Report this with the versions in use."
+            )
 
 
 def _disk_need_bytes(recipe: Recipe, trainable: int) -> int:
@@ -397,14 +417,14 @@ def save_adapter(trainer: AnswerSFTTrainer, target: Path, identity: Mapping[str,
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = identity["name"], identity["revision"]
     with new_directory(target) as folder:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, save_embedding_layers=False)
         trainer.processing_class.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # upstream's empty card
         written = load_file(folder / "adapter_model.safetensors")
-        memory = get_peft_model_state_dict(model)
-        different = [name for name, value in memory.items() if not torch.equal(value.cpu(), written.get(name, value[:0].cpu()))]
-        if different or len(written) != len(memory):
-            raise RunError(f"the adapter on disk differs from the one in memory ({len(different)} tensors). Check the disk.")
+        memory = get_peft_model_state_dict(model, save_embedding_layers=False)
+        same = [name for name, value in written.items() if name in memory and torch.equal(value, memory[name].cpu())]
+        if not len(same) == len(written) == len(memory):
+            raise RunError(f"{len(memory) - len(same)} tensors of the adapter differ on disk. Check the disk.")
         alive = [name for name, value in written.items() if "lora_B" in name and bool(value.abs().max() > 0)]
         if not alive and trainer.state.global_step > 0:
             raise RunError("the adapter learnt nothing: every lora_B is zero. Check train.learning_rate.")

@@ -14,8 +14,8 @@ from alpacare_sft.recipe.sections import CleanSection
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_STRAIGHT = str.maketrans({"‘": "'", "’": "'", "‚": "'", "‛": "'", "′": "'", "“": '"', "”": '"', "„": '"', "‟": '"', "″": '"'})
-_STRAIGHT = {key: value for key, value in _STRAIGHT.items() if chr(key) not in "′″"}  # primes measure, they do not quote
+# Primes (′ ″) measure and do not quote; they are not here.
+_STRAIGHT = str.maketrans({"‘": "'", "’": "'", "‚": "'", "‛": "'", "“": '"', "”": '"', "„": '"', "‟": '"'})
 _REMOVED_CATEGORIES = ("Cc", "Cf", "Cs", "Co")
 _BLANKS = re.compile(r"[^\S\n]+")
 _BLANKS_AT_BREAK = re.compile(r" ?\n ?")
@@ -80,7 +80,7 @@ def collapse_all(text: str) -> str:
 
 
 def collapse_lines(text: str) -> str:
-    """Runs of blanks as one space, line ends as `\\n`, at most one empty line in a row."""
+    """Runs of blanks as one space, every line end as a line feed, at most one empty line in a row."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = _BLANKS_AT_BREAK.sub("\n", _BLANKS.sub(" ", text))
     return _MANY_BREAKS.sub("\n\n", text).strip()

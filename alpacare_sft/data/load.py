@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("instruction", "input", "output")
 BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-EMBEDDED_ROWS = Path(__file__).parent.parent / "embedded" / "rows.jsonl"
+_EMBEDDED = Path(__file__).parent.parent / "embedded"
+EMBEDDED_FILES = {"embedded": _EMBEDDED / "rows.jsonl", "embedded_dirty": _EMBEDDED / "dirty_rows.jsonl"}
 
 
 def load_rows(data: DataSection) -> tuple[Dataset, dict[str, int]]:
@@ -36,9 +37,7 @@ def load_rows(data: DataSection) -> tuple[Dataset, dict[str, int]]:
     """
     from datasets import concatenate_datasets
 
-    if data.path == "embedded":
-        parts = [(str(EMBEDDED_ROWS.name), _load_file(EMBEDDED_ROWS))]
-    elif files := _local_files(data.path):
+    if files := _local_files(data.path):
         parts = [(str(path), _load_file(path)) for path in files]
     else:
         assert isinstance(data.path, str)
@@ -54,6 +53,9 @@ def _local_files(path: str | list[str]) -> list[Path]:
     patterns = [path] if isinstance(path, str) else path
     files: list[Path] = []
     for pattern in patterns:
+        if pattern in EMBEDDED_FILES:
+            files.append(EMBEDDED_FILES[pattern])
+            continue
         matches = sorted(glob.glob(str(Path(pattern).expanduser())))
         known = Path(pattern).suffix in BUILDERS
         looks_local = known or len(patterns) > 1 or pattern.startswith((".", "/", "~")) or pattern.count("/") > 1
@@ -151,7 +153,9 @@ def _load_from_hub(path: str, revision: str | None) -> Dataset:
         elif revision and revision in message:
             remedy = f"There is no revision {revision}; see https://huggingface.co/datasets/{path}/tree/main."
         else:
-            remedy = "Check the name; a private data set needs HF_TOKEN. A local file needs its ending, as in rows.jsonl."
+            remedy = (
+                "Check the name; a private data set needs HF_TOKEN. A local file needs its ending, as in rows.jsonl."
+            )
         raise DataError(f"data.path: {path} is neither a file nor a data set that can be read. {remedy}") from error
     except ConnectionError as error:
         raise DataError(
@@ -178,8 +182,10 @@ def _text_columns(source: str, rows: Dataset, data: DataSection) -> Dataset:
                 f"data.columns.{ours} must name a column of {source}, there is no {theirs!r} in: {found}. "
                 f"Map it with data.columns.{ours}" + ("." if ours == "output" else f", or set data.constants.{ours}.")
             )
-    chosen = {data.columns.get(ours, ours): ours for ours in COLUMNS if data.columns.get(ours, ours) in rows.column_names}
-    if len(chosen) < sum(data.columns.get(ours, ours) in rows.column_names for ours in COLUMNS):
+    present = [(data.columns.get(ours, ours), ours) for ours in COLUMNS]
+    present = [(theirs, ours) for theirs, ours in present if theirs in rows.column_names]
+    chosen = dict(present)
+    if len(chosen) < len(present):
         raise DataError(f"data.columns must name a column of its own for each of {', '.join(COLUMNS)}.")
     rows = rows.select_columns(list(chosen))
     rows = rows.rename_columns({theirs: ours for theirs, ours in chosen.items() if theirs != ours})

@@ -109,8 +109,8 @@ def _drop_what_teaches_nothing(encoded: Dataset, recipe: Recipe) -> tuple[Datase
     share = len(no_answer) / len(encoded)
     if share > recipe.data.max_dropped_fraction:
         raise DataError(
-            f"{len(no_answer):,} of {len(encoded):,} rows ({share:.1%}) leave no room for an answer: their prompt alone "
-            f"fills train.max_length {max_length}. data.max_dropped_fraction allows "
+            f"{len(no_answer):,} of {len(encoded):,} rows ({share:.1%}) leave no room for an answer: "
+            f"their prompt alone fills train.max_length {max_length}. data.max_dropped_fraction allows "
             f"{recipe.data.max_dropped_fraction:.1%}. Raise train.max_length, or the fraction."
         )
     gone = {*no_answer, *(too_long if overflow == "drop" else ())}
@@ -168,6 +168,7 @@ def jsonl(rows: Dataset) -> str:
     """The text columns of a split, one JSON object a line, in the order of the split."""
     columns = [rows[column] for column in TEXT_COLUMNS]
     lines = (
-        json.dumps(dict(zip(TEXT_COLUMNS, values, strict=True)), ensure_ascii=False) for values in zip(*columns, strict=True)
+        json.dumps(dict(zip(TEXT_COLUMNS, values, strict=True)), ensure_ascii=False)
+        for values in zip(*columns, strict=True)
     )
     return "".join(line + "\n" for line in lines)

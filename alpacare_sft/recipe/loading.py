@@ -81,6 +81,13 @@ def build_parser() -> Any:
     return parser
 
 
+@cache
+def upstream_defaults(section: str) -> dict[str, Any]:
+    """What `train` or `lora` holds when a recipe says nothing."""
+    least = {"model": {"model_name_or_path": "x"}, "data": {"path": "x"}, "output_dir": "x"}
+    return dict(vars(build_parser().parse_object(_typed(least))[section]))
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override and check a recipe.
 
@@ -204,7 +211,7 @@ def _typed(document: Mapping[str, Any]) -> dict[str, Any]:
 def _value_faults(document: Mapping[str, Any], strict_only: bool = False) -> list[str]:
     """A fault for each leaf whose value does not fit its annotation."""
     return [
-        f"{dotted} must be {_describe(annotation)}, got {_show(value)}."
+        f"{dotted} must be {describe_type(annotation)}, got {_show(value)}."
         for dotted, value, annotation in _leaves(document)
         if not (_is_strictly(value, annotation) if strict_only else _fits(dotted, value, annotation))
     ]
@@ -275,7 +282,7 @@ _WORDS: dict[Any, str] = {
 _BOUND_WORDS = (("gt", "more than"), ("ge", "at least"), ("lt", "less than"), ("le", "at most"))
 
 
-def _describe(annotation: Any) -> str:
+def describe_type(annotation: Any) -> str:
     """An annotation as a person would say it: `a whole number (more than 0) or null`."""
     words: list[str] = []
     for part in _flatten(annotation):
@@ -285,7 +292,7 @@ def _describe(annotation: Any) -> str:
         elif isinstance(plain, type) and issubclass(plain, enum.Enum):
             word = "one of " + ", ".join(str(member.value) for member in plain)
         elif get_origin(plain) in (list, set):
-            word = f"a list of {_describe(get_args(plain)[0])}"
+            word = f"a list of {describe_type(get_args(plain)[0])}"
         elif plain is dict or get_origin(plain) is dict:
             word = "a mapping"
         else:

@@ -107,7 +107,8 @@ class DataSection:
 
     path: str | list[str]
     """A Hub data set id, local `.json`, `.jsonl`, `.csv` or `.parquet` files (one, a list, or a
-    glob), or `embedded` for the rows that come with this package."""
+    glob), or `embedded` for the 336 rows that come with this package; `embedded_dirty` names 42
+    more that show what cleaning does."""
 
     revision: str | None = None
     """Branch, tag or commit of the data set on the Hub."""

@@ -11,16 +11,34 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 
-from alpacare_sft.recipe.loading import SECTIONS, Recipe, build_parser, recipe_from_document
+from alpacare_sft.recipe.loading import SECTIONS, Recipe, recipe_from_document, upstream_defaults
 
 # Keys of `train` that change what is shown or kept, and never the adapter.
-_SHOWN_ONLY = frozenset(
-    """logging_strategy logging_steps logging_first_step log_on_each_node log_level log_level_replica report_to
-    run_name project trackio_space_id trackio_bucket_id trackio_static_space_id save_total_limit dataset_num_proc
-    dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
-    skip_memory_metrics debug per_device_eval_batch_size""".split()
-)
+_SHOWN_ONLY = {
+    "logging_strategy",
+    "logging_steps",
+    "logging_first_step",
+    "log_on_each_node",
+    "log_level",
+    "log_level_replica",
+    "report_to",
+    "run_name",
+    "project",
+    "trackio_space_id",
+    "trackio_bucket_id",
+    "trackio_static_space_id",
+    "save_total_limit",
+    "dataset_num_proc",
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "dataloader_persistent_workers",
+    "dataloader_prefetch_factor",
+    "skip_memory_metrics",
+    "debug",
+    "per_device_eval_batch_size",
+}
 
 
 def recipe_document(recipe: Recipe) -> dict[str, Any]:
@@ -29,13 +47,17 @@ def recipe_document(recipe: Recipe) -> dict[str, Any]:
     Our own sections stand in full; `train` and `lora` hold what differs from upstream's defaults.
     """
     document: dict[str, Any] = {name: _plain(dataclasses.asdict(getattr(recipe, name))) for name in SECTIONS}
-    defaults = build_parser().get_defaults()
     for name in ("lora", "train"):
-        given, upstream = getattr(recipe, name), vars(defaults[name])
-        document[name] = {key: _plain(value) for key, value in given.items() if value != upstream[key]}
+        document[name] = _plain(given_values(recipe, name))
     document["output_dir"], document["resume"] = str(recipe.output_dir), recipe.resume
     order = ("model", "data", "prompt", "lora", "train", *SECTIONS, "output_dir", "resume")
     return {key: document[key] for key in dict.fromkeys(order)}
+
+
+def given_values(recipe: Recipe, section: str) -> dict[str, Any]:
+    """What `train` or `lora` holds beside upstream's defaults."""
+    upstream = upstream_defaults(section)
+    return {key: value for key, value in getattr(recipe, section).items() if value != upstream[key]}
 
 
 def recipe_yaml(recipe: Recipe) -> str:
@@ -73,15 +95,15 @@ def recipe_sha256(recipe: Recipe) -> str:
 def recipe_differences(before: Recipe, after: Recipe) -> list[str]:
     """`train.learning_rate: 0.0002 → 0.0001`, one line for each key that alters the adapter."""
     old, new = what_alters_the_adapter(before), what_alters_the_adapter(after)
-    return [
-        f"{key}: {old.get(key)} → {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)
-    ]
+    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
 
 
 def _plain(value: Any) -> Any:
     """Values as YAML and JSON hold them."""
     if isinstance(value, enum.Enum):
         return value.value
+    if isinstance(value, Namespace):
+        return _plain(vars(value))
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, set | frozenset):

@@ -1,0 +1,62 @@
+"""Declarative supervised fine-tuning of small instruct models on medical instructions.
+
+A recipe (one YAML file) goes in; a cleaned and split data set, a LoRA adapter trained on answers
+only, scores on held-out rows with their uncertainty, and a record of it all come out.
+
+    from alpacare_sft import load_recipe, train, evaluate
+    recipe = load_recipe("recipes/demo.yaml")
+    train(recipe)
+    evaluate(recipe)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AlpacareError": "errors",
+    "DataError": "errors",
+    "ModelError": "errors",
+    "Recipe": "recipe",
+    "RecipeError": "errors",
+    "RunError": "errors",
+    "StoppedError": "errors",
+    "evaluate": "evaluation",
+    "load_recipe": "recipe",
+    "load_tokenizer": "model",
+    "prepare_data": "data",
+    "train": "training",
+}
+__all__ = [
+    "AlpacareError",
+    "DataError",
+    "ModelError",
+    "Recipe",
+    "RecipeError",
+    "RunError",
+    "StoppedError",
+    "__version__",
+    "evaluate",
+    "load_recipe",
+    "load_tokenizer",
+    "prepare_data",
+    "train",
+]
+
+if TYPE_CHECKING:
+    from alpacare_sft.data import prepare_data
+    from alpacare_sft.errors import AlpacareError, DataError, ModelError, RecipeError, RunError, StoppedError
+    from alpacare_sft.evaluation import evaluate
+    from alpacare_sft.model import load_tokenizer
+    from alpacare_sft.recipe import Recipe, load_recipe
+    from alpacare_sft.training import train
+
+
+def __getattr__(name: str) -> Any:
+    """Public names on their first use: importing torch takes seconds, `--help` does not need it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,141 @@
+"""Words on the command line → one call; errors → one message and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from alpacare_sft import __version__
+from alpacare_sft.errors import AlpacareError
+
+VERBS = {
+    "train": "run a recipe: data, training, adapter; goes on where an unfinished run stopped (the default verb)",
+    "data": "load, clean, split and show the rows, as the model sees them; needs no model weights",
+    "eval": "answer and score the test rows with the base and with the trained adapter",
+    "schema": "print the JSON Schema of a recipe, for editors",
+}
+DESCRIPTION = "Fine-tune a small instruct model on medical instructions, from one recipe."
+EPILOG = """\
+Every key of a recipe has an override: --train.learning_rate 1e-4, --data.splits.train 40.
+recipes/README.md lists our keys and links those of TRL (train) and PEFT (lora).
+
+exit codes: 0 done; 2 the recipe, the command line or the data is wrong; 1 the run failed;
+            75 stopped on request, with a checkpoint to resume from (SIGTERM, SIGINT)
+
+The models made here are for education and research. Their answers are not medical advice."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The verbs and their flags; overrides are left to the recipe."""
+    parser = argparse.ArgumentParser(
+        prog="alpacare-sft",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"alpacare-sft {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", title="verbs")
+    for verb, told in VERBS.items():
+        sub = verbs.add_parser(
+            verb, help=told, description=told[0].upper() + told[1:] + ".", epilog=EPILOG, allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an expected error")
+        if verb == "schema":
+            sub.add_argument("-o", "--output", type=Path, help="write to a file instead")
+            continue
+        sub.add_argument("recipe", help="a YAML file, such as recipes/demo.yaml")
+        if verb == "train":
+            sub.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in output_dir")
+        if verb == "data":
+            sub.add_argument("--show", type=int, default=3, metavar="N", help="rows to show (default: 3)")
+        if verb == "eval":
+            sub.add_argument("--limit", type=int, metavar="N", help="answer the first N test rows only")
+    return parser
+
+
+def with_default_verb(arguments: Sequence[str]) -> list[str]:
+    """Put `train` before a recipe that follows no verb."""
+    words = list(arguments)
+    first = next((word for word in words if not word.startswith("-")), None)
+    if first is None or first in VERBS:
+        return words
+    return ["train", *words]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = build_parser()
+    if not words:
+        parser.print_help()
+        return 2
+    options, overrides = parser.parse_known_args(with_default_verb(words))
+    try:
+        quiet_upstream()
+        return run_verb(options, overrides)
+    except AlpacareError as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Load the recipe and call what the verb names."""
+    from alpacare_sft.errors import RecipeError
+    from alpacare_sft.recipe import load_recipe
+
+    if options.verb == "schema":
+        from alpacare_sft.recipe.schema import recipe_schema_text
+
+        if overrides:
+            raise RecipeError(f"schema takes no overrides, got {' '.join(overrides)}.")
+        text = recipe_schema_text()
+        if options.output:
+            from alpacare_sft.run import write_text
+
+            write_text(options.output, text)
+        else:
+            print(text, end="")
+        return 0
+    recipe = load_recipe(options.recipe, overrides)
+    if options.verb == "data":
+        from alpacare_sft.viewing import show_data
+
+        show_data(recipe, options.show)
+    elif options.verb == "eval":
+        from alpacare_sft.evaluation import evaluate
+
+        evaluate(recipe, limit=options.limit)
+    else:
+        from alpacare_sft.training import train
+
+        train(recipe, overwrite=options.overwrite)
+    return 0
+
+
+def quiet_upstream() -> None:
+    """Silence what upstream says to its own developers, each with its reason; must run before torch is imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports each run; medical data stays unmentioned
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns at each fork of datasets.map
+    # bitsandbytes 0.50 tells of an optional kernel at import, on machines that never quantize.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # peft 0.21 and trl 1.16 read transformers' old name of activation checkpointing.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")

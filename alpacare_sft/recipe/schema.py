@@ -1,0 +1,152 @@
+"""JSON Schema and `recipes/README.md`, both made from the dataclasses and their docstrings."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from alpacare_sft.recipe import checks, sections
+from alpacare_sft.recipe.loading import RESUME, SECTIONS, describe_type, known_keys, upstream_classes
+
+TRL_PAGE = "https://huggingface.co/docs/trl/sft_trainer#trl.SFTConfig"
+PEFT_PAGE = "https://huggingface.co/docs/peft/package_reference/lora#peft.LoraConfig"
+TOP_KEYS = {
+    "output_dir": "Directory of the run; everything that the run writes is in it. Required.",
+    "resume": "`auto` goes on where an unfinished run of this recipe stopped; `never` refuses to.",
+}
+
+
+def field_docs(section: type) -> dict[str, str]:
+    """Key → the docstring under its field, as one paragraph."""
+    source = inspect.getsource(section)
+    docs = re.findall(r'^    (\w+): [^\n]*(?:\n(?!    """)[^\n]*)*\n    """(.*?)"""', source, flags=re.M | re.S)
+    return {key: " ".join(text.split()) for key, text in docs}
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a recipe: our keys with their bounds, TRL's and PEFT's as they are."""
+    from pydantic import TypeAdapter
+
+    definitions: dict[str, Any] = {}
+    properties: dict[str, Any] = {}
+    for name, section in {**SECTIONS, **upstream_classes()}.items():
+        schema = TypeAdapter(section).json_schema(mode="validation", ref_template="#/$defs/{model}")
+        for key, inner in schema.pop("$defs", {}).items():
+            definitions[key] = inner
+        refused = checks.REFUSED.get(name, {})
+        schema["properties"] = {k: v for k, v in schema["properties"].items() if k not in refused}
+        schema["required"] = [key for key in schema.get("required", []) if key not in refused]
+        properties[name] = schema
+    for name, section in _nested_sections():
+        _describe(definitions[section.__name__] if section.__name__ in definitions else properties[name], section)
+    for schema in (*properties.values(), *definitions.values()):
+        if schema.get("type") == "object":
+            schema["additionalProperties"] = False
+    properties["output_dir"] = {"type": "string", "description": TOP_KEYS["output_dir"]}
+    properties["resume"] = {"enum": ["auto", "never"], "default": "auto", "description": TOP_KEYS["resume"]}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A recipe of alpacare_sft",
+        "type": "object",
+        "properties": properties,
+        "required": ["model", "data", "output_dir"],
+        "additionalProperties": False,
+        "$defs": definitions,
+    }
+
+
+def recipe_schema_text() -> str:
+    """The schema as a file holds it."""
+    return json.dumps(recipe_schema(), indent=1, default=str) + "\n"
+
+
+def _nested_sections() -> Iterator[tuple[str, type]]:
+    yield from SECTIONS.items()
+    yield "data.clean", sections.CleanSection
+    yield "data.splits", sections.SplitsSection
+
+
+def _describe(schema: dict[str, Any], section: type) -> None:
+    schema["description"] = inspect.getdoc(section)
+    for key, text in field_docs(section).items():
+        schema["properties"][key]["description"] = text
+
+
+def recipe_reference() -> str:
+    """The text of `recipes/README.md`."""
+    lines = [_HEAD]
+    for name, section in _nested_sections():
+        lines += [f"## {name}", "", inspect.getdoc(section) or "", ""]
+        lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+        docs, hints = field_docs(section), _hints(name)
+        for item in dataclasses.fields(section):
+            if not dataclasses.is_dataclass(hints[item.name]):
+                kind = describe_type(hints[item.name]).replace("|", "\\|")
+                lines.append(f"| `{item.name}` | {kind} | {_default(item)} | {docs[item.name]} |")
+        lines.append("")
+    lines += ["## At the top", "", "| key | type | default | meaning |", "|---|---|---|---|"]
+    lines.append(f"| `output_dir` | text | required | {TOP_KEYS['output_dir']} |")
+    lines.append(f"| `resume` | {describe_type(RESUME)} | `auto` | {TOP_KEYS['resume']} |")
+    lines += ["", *_upstream_reference()]
+    return "\n".join(lines) + "\n"
+
+
+_HEAD = """\
+# Recipes
+
+A recipe is one YAML file. `t4.yaml` is the reference, `t4-qlora.yaml` the same on a 4-bit base,
+`demo.yaml` the same shape at a size that a laptop trains in minutes.
+
+Every key has an override on the command line: `--data.splits.train 40`. Faults are told all at
+once, before anything is loaded. A section left out has its defaults. Editors with YAML support
+complete and check a recipe by the line at its top, once `make recipes/schema.json` has written the
+schema (it depends on the versions of TRL and PEFT that you have).
+
+<!-- Made by `make recipes/README.md` from alpacare_sft/recipe; edit the docstrings there. -->
+"""
+
+
+def _upstream_reference() -> Iterator[str]:
+    yield from ["## train", "", f"Every argument of [`trl.SFTConfig`]({TRL_PAGE}), under its own name, but for:", ""]
+    yield from ["| key | instead |", "|---|---|"]
+    yield from (f"| `{key}` | {reason} |" for key, reason in checks.REFUSED["train"].items())
+    yield "| `gradient_checkpointing` | Renamed upstream: `activation_checkpointing` |"
+    yield from ["", "Precision (`fp16`, `bf16`) left out means: by hardware. CUDA cards of compute capability"]
+    yield from ["below 8.0 (T4, P100) get fp16, from 8.0 on bf16, a CPU float32.", ""]
+    yield from ["## lora", "", f"Every argument of [`peft.LoraConfig`]({PEFT_PAGE}), under its own name, but for:", ""]
+    yield from ["| key | instead |", "|---|---|"]
+    yield from (f"| `{key}` | {reason} |" for key, reason in checks.REFUSED["lora"].items())
+    yield "| `modules_to_save` | Must be empty: the adapter holds LoRA weights alone |"
+
+
+def _hints(dotted: str) -> dict[str, Any]:
+    section, _, inner = dotted.partition(".")
+    hints = known_keys()[section]
+    if not inner:
+        return hints
+    nested: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(hints[inner])}
+    import typing
+
+    return nested | typing.get_type_hints(hints[inner], include_extras=True)
+
+
+def _default(item: dataclasses.Field[Any]) -> str:
+    if item.default is not dataclasses.MISSING:
+        value = item.default
+    elif item.default_factory is not dataclasses.MISSING:
+        value = item.default_factory()
+    else:
+        return "required"
+    if value is None:
+        return "`null`"
+    text = str(value).lower() if isinstance(value, bool) else json.dumps(value, ensure_ascii=False)
+    return "see [sections.py](../alpacare_sft/recipe/sections.py)" if len(text) > 120 else f"`{text}`"
+
+
+if __name__ == "__main__":
+    print(recipe_reference() if sys.argv[1:] == ["reference"] else recipe_schema_text(), end="")

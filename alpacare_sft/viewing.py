@@ -1,0 +1,112 @@
+"""The funnel and the rows, for a person at a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from alpacare_sft.data import prepare_data
+from alpacare_sft.data.report import encoded_segments
+from alpacare_sft.model import load_tokenizer
+from alpacare_sft.run import RunDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from alpacare_sft.recipe import Recipe
+
+LEARNT = "bold green underline"
+
+
+def show_data(recipe: Recipe, num_rows: int = 3) -> None:
+    """Prepare the rows of a recipe, write them into its run directory and show them.
+
+    Raises:
+        DataError: if the rows are wrong or too few.
+        RunError: if the directory holds a run that was begun on other rows.
+    """
+    from alpacare_sft.training import refuse_other_data, save_data
+
+    tokenizer = load_tokenizer(recipe.model)
+    data = prepare_data(recipe, tokenizer)
+    run = RunDirectory(recipe.output_dir)
+    with run.lock():
+        refuse_other_data(run, data)
+        save_data(run, data, tokenizer)
+    console = Console()
+    console.print(funnel_table(data.report))
+    console.print(split_table(data.report))
+    rows = data.splits["train"]
+    for index in range(min(num_rows, len(rows))):
+        console.print(row_panel(rows[index], tokenizer))
+    if num_rows and len(rows):
+        console.print(Text.assemble("learnt tokens are ", ("so", LEARNT), "; everything else is context."))
+    console.print(f"\nwritten to {escape(str(run.data))}: train, validation and test .jsonl, report.html, report.json")
+
+
+def funnel_table(report: Mapping[str, Any]) -> Table:
+    """Each step with the rows it changed and dropped, from the rows loaded to the splits."""
+    rows = report["rows"]
+    table = Table(title="rows", title_justify="left")
+    table.add_column("step")
+    for name in ("rows", "dropped", "changed"):
+        table.add_column(name, justify="right")
+    table.add_row("loaded", f"{rows['loaded']:,}", "", "")
+    for column, count in rows["filled"].items():
+        table.add_row(f"constant {column}", f"{rows['loaded']:,}", "", f"{count:,}")
+    for step in report["steps"]:
+        table.add_row(step["name"], f"{step['rows_after']:,}", _count(step["dropped"]), _count(step["changed"]))
+    after = rows["cleaned"] - rows["dropped_no_answer"]
+    table.add_row("no room for an answer", f"{after:,}", _count(rows["dropped_no_answer"]), "")
+    if rows["dropped_too_long"]:
+        table.add_row("longer than max_length", f"{rows['kept']:,}", _count(rows["dropped_too_long"]), "")
+    return table
+
+
+def split_table(report: Mapping[str, Any]) -> Table:
+    """Rows and tokens of each split, and what truncation costs."""
+    table = Table(title=f"splits, at most {report['max_length']} tokens", title_justify="left")
+    table.add_column("split")
+    for name in ("rows", "with input", "cut", "learnt tokens", "cut off", "prompt tokens", "answer tokens"):
+        table.add_column(name, justify="right")
+    for name, split in report["splits"].items():
+        if not split["rows"]:
+            table.add_row(name, "0")
+            continue
+        prompt, answer = split["prompt_tokens"], split["completion_tokens"]
+        table.add_row(
+            name,
+            f"{split['rows']:,}",
+            f"{split['with_input']:,}",
+            f"{split['truncated']:,}",
+            f"{split['learnt_tokens']:,}",
+            f"{split['cut_tokens']:,}",
+            f"{prompt['median']:.0f}, {prompt['max']:,}",
+            f"{answer['median']:.0f}, {answer['max']:,}",
+        )
+    table.add_row("unused", f"{report['rows']['unused']:,}")
+    table.caption = (
+        f"prompt and answer tokens: median, longest; questions that stand in two splits: {report['shared_questions']}"
+    )
+    return table
+
+
+def row_panel(row: Mapping[str, Any], tokenizer: Any) -> Panel:
+    """One row as the model sees it, learnt tokens marked."""
+    text = Text()
+    for piece, learnt in encoded_segments(row, tokenizer):
+        text.append(piece, style=LEARNT if learnt else "dim")
+    learnt_tokens = sum(row["completion_mask"])
+    cut = ", truncated" if row["truncated"] else ""
+    return Panel(
+        text, title=f"row {row['id']}: {len(row['input_ids'])} tokens, {learnt_tokens} learnt{cut}", title_align="left"
+    )
+
+
+def _count(value: int) -> str:
+    return f"{value:,}" if value else "-"
