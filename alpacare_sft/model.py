@@ -16,7 +16,6 @@ from alpacare_sft.errors import ModelError, RecipeError
 from alpacare_sft.recipe.sections import ModelSection
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
@@ -214,29 +213,3 @@ def _convert_gguf(file: Path, target: Path) -> None:
     model.config._name_or_path = EMBEDDED_NAME
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-
-
-def check_adapter(model: nn.Module) -> dict[str, int]:
-    """Make sure that the LoRA weights alone are trained, and in float32.
-
-    Returns:
-        Counts of `trainable` and `total` parameters.
-
-    Raises:
-        ModelError: if something else would be trained, or nothing.
-    """
-    import torch
-
-    trainable = total = 0
-    for name, parameter in model.named_parameters():
-        total += parameter.numel()
-        if not parameter.requires_grad:
-            continue
-        if "lora_" not in name and not name.endswith(".bias"):
-            raise ModelError(f"{name} would be trained, only LoRA weights may be. Check lora.modules_to_save.")
-        if parameter.dtype != torch.float32:
-            raise ModelError(f"{name} is {parameter.dtype}, adapter weights must be float32.")
-        trainable += parameter.numel()
-    if not trainable:
-        raise ModelError("no LoRA weight would be trained. Check lora.target_modules.")
-    return {"trainable": trainable, "total": total}

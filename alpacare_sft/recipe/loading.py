@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal
 
 from alpacare_sft.errors import RecipeError
 from alpacare_sft.recipe import checks, sections
 from alpacare_sft.recipe.document import apply_overrides, parse_overrides, read_document
+from alpacare_sft.recipe.values import describe_type, fits_type, is_strictly, show_value
 
 SECTIONS: dict[str, type] = {
     "model": sections.ModelSection,
@@ -211,9 +210,9 @@ def _typed(document: Mapping[str, Any]) -> dict[str, Any]:
 def _value_faults(document: Mapping[str, Any], strict_only: bool = False) -> list[str]:
     """A fault for each leaf whose value does not fit its annotation."""
     return [
-        f"{dotted} must be {describe_type(annotation)}, got {_show(value)}."
+        f"{dotted} must be {describe_type(annotation)}, got {show_value(value)}."
         for dotted, value, annotation in _leaves(document)
-        if not (_is_strictly(value, annotation) if strict_only else _fits(dotted, value, annotation))
+        if not (is_strictly(value, annotation) if strict_only else fits_type(value, annotation))
     ]
 
 
@@ -233,85 +232,6 @@ def _leaves(document: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     for key, annotation in (("output_dir", str), ("resume", RESUME)):
         if document.get(key) not in (None, ""):
             yield key, document[key], annotation
-
-
-def _fits(dotted: str, value: Any, annotation: Any) -> bool:
-    from argparse import ArgumentError
-
-    from jsonargparse import ArgumentParser
-
-    if not _is_strictly(value, annotation):
-        return False
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=annotation)
-    try:
-        parser.parse_object({"value": value})
-    except (ArgumentError, ValueError, TypeError):
-        return False
-    return True
-
-
-def _is_strictly(value: Any, annotation: Any) -> bool:
-    """What jsonargparse takes too easily: words where upstream has a closed list, bool for number."""
-    members = [a for a in _flatten(annotation) if isinstance(a, type) and issubclass(a, enum.Enum)]
-    if members and isinstance(value, str):
-        return any(value in [m.value for m in member] for member in members)
-    plain = {_plain(a) for a in _flatten(annotation)}
-    if isinstance(value, bool) and plain & {int, float} and bool not in plain:
-        return False
-    return not (value is None and type(None) not in plain and Any not in plain)
-
-
-def _plain(annotation: Any) -> Any:
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-
-
-def _flatten(annotation: Any) -> list[Any]:
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [part for argument in get_args(annotation) for part in _flatten(argument)]
-    return [annotation]
-
-
-_WORDS: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    bool: "true or false",
-    type(None): "null",
-}
-_BOUND_WORDS = (("gt", "more than"), ("ge", "at least"), ("lt", "less than"), ("le", "at most"))
-
-
-def describe_type(annotation: Any) -> str:
-    """An annotation as a person would say it: `a whole number (more than 0) or null`."""
-    words: list[str] = []
-    for part in _flatten(annotation):
-        plain = _plain(part)
-        if get_origin(plain) is Literal:
-            word = "one of " + ", ".join(str(value) for value in get_args(plain))
-        elif isinstance(plain, type) and issubclass(plain, enum.Enum):
-            word = "one of " + ", ".join(str(member.value) for member in plain)
-        elif get_origin(plain) in (list, set):
-            word = f"a list of {describe_type(get_args(plain)[0])}"
-        elif plain is dict or get_origin(plain) is dict:
-            word = "a mapping"
-        else:
-            word = _WORDS.get(plain, getattr(plain, "__name__", str(plain)))
-        bounds = [
-            f"{text} {getattr(constraint, name):g}"
-            for constraint in (get_args(part)[1:] if get_origin(part) is Annotated else ())
-            for name, text in _BOUND_WORDS
-            if hasattr(constraint, name)
-        ]
-        words.append(f"{word} ({' and '.join(bounds)})" if bounds else word)
-    if any(word.startswith("one of") for word in words):  # `one of …` says more than the bare `text` beside it
-        words = [word for word in words if word != "text"]
-    return " or ".join(dict.fromkeys(words))
-
-
-def _show(value: Any) -> str:
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) < 80 else text[:77] + "..."
 
 
 def _cross_faults(parsed: Any) -> Iterator[str]:

@@ -7,11 +7,13 @@ import inspect
 import json
 import re
 import sys
+import typing
 from collections.abc import Iterator
 from typing import Any
 
 from alpacare_sft.recipe import checks, sections
-from alpacare_sft.recipe.loading import RESUME, SECTIONS, describe_type, known_keys, upstream_classes
+from alpacare_sft.recipe.loading import RESUME, SECTIONS, known_keys, upstream_classes
+from alpacare_sft.recipe.values import describe_type
 
 TRL_PAGE = "https://huggingface.co/docs/trl/sft_trainer#trl.SFTConfig"
 PEFT_PAGE = "https://huggingface.co/docs/peft/package_reference/lora#peft.LoraConfig"
@@ -127,12 +129,7 @@ def _upstream_reference() -> Iterator[str]:
 def _hints(dotted: str) -> dict[str, Any]:
     section, _, inner = dotted.partition(".")
     hints = known_keys()[section]
-    if not inner:
-        return hints
-    nested: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(hints[inner])}
-    import typing
-
-    return nested | typing.get_type_hints(hints[inner], include_extras=True)
+    return typing.get_type_hints(hints[inner], include_extras=True) if inner else hints
 
 
 def _default(item: dataclasses.Field[Any]) -> str:

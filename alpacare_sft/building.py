@@ -1,0 +1,110 @@
+"""Recipe, rows and base model → the trainer, checked before its first step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from alpacare_sft import hardware
+from alpacare_sft.data import PreparedData
+from alpacare_sft.errors import DataError, ModelError, RecipeError
+from alpacare_sft.recipe.writing import given_values
+from alpacare_sft.run import RunDirectory
+
+if TYPE_CHECKING:
+    from trl import SFTConfig
+
+    from alpacare_sft.recipe import Recipe
+    from alpacare_sft.trainer import AnswerSFTTrainer
+
+
+def build_sft_config(recipe: Recipe, run: RunDirectory, precision: hardware.Precision) -> SFTConfig:
+    """`trl.SFTConfig` of a recipe on this machine.
+
+    Raises:
+        RecipeError: if upstream refuses a value.
+    """
+    from trl import SFTConfig
+
+    ours = {
+        "output_dir": str(run.checkpoints),
+        "completion_only_loss": True,
+        "fp16": precision.fp16,
+        "bf16": precision.bf16,
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,
+        "include_num_input_tokens_seen": "non_padding",
+        "restore_callback_states_from_checkpoint": True,
+    }
+    if not hardware.has_card():
+        ours["dataloader_pin_memory"] = False  # else torch warns at every epoch
+    try:
+        return SFTConfig(**{**given_values(recipe, "train"), **ours})
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"train: {' '.join(str(error).split())}") from error
+
+
+def build_trainer(
+    recipe: Recipe, run: RunDirectory, data: PreparedData, tokenizer: Any, base: Any, precision: hardware.Precision
+) -> AnswerSFTTrainer:
+    """The trainer, its adapter in float32 and its labels compared with the mask.
+
+    Raises:
+        ModelError: if the adapter does not fit the model.
+        DataError: if the labels are not what the mask says.
+    """
+    import torch
+    from peft import LoraConfig
+    from transformers import EarlyStoppingCallback
+
+    from alpacare_sft.callbacks import Account, Terminal
+    from alpacare_sft.trainer import AnswerSFTTrainer
+
+    config = build_sft_config(recipe, run, precision)
+    stopping = recipe.early_stopping
+    early = [EarlyStoppingCallback(stopping.patience, stopping.threshold)] if stopping.patience else []
+    try:
+        trainer = AnswerSFTTrainer(
+            model=base,
+            args=config,
+            train_dataset=data.splits["train"].select_columns(["input_ids", "completion_mask"]),
+            eval_dataset=data.splits["validation"].select_columns(["input_ids", "completion_mask"])
+            if recipe.evaluates_during_training
+            else None,
+            processing_class=tokenizer,
+            peft_config=LoraConfig(task_type="CAUSAL_LM", **given_values(recipe, "lora")),
+            callbacks=[Account(), *early],
+        )
+    except ValueError as error:
+        message = " ".join(str(error).split())
+        if "arget modules" in message or "target_modules" in message:
+            raise ModelError(f"lora.target_modules: {message}") from error
+        raise
+    for name in ("PrinterCallback", "ProgressCallback"):
+        for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == name]:
+            trainer.remove_callback(callback)
+    trainer.add_callback(Terminal())
+    for parameter in trainer.model.parameters():  # TRL casts adapters on a quantized base to bfloat16 (trl#4901)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
+    check_labels(trainer, data)
+    return trainer
+
+
+def check_labels(trainer: AnswerSFTTrainer, data: PreparedData, num_rows: int = 8) -> None:
+    """Compare the labels that reach the model with the completion mask, on the first rows.
+
+    Raises:
+        DataError: if a prompt token would be learnt, or an answer token would not.
+    """
+    if trainer.args.packing or trainer.args.shuffle_dataset:
+        return  # rows are joined or reordered, there is no first row to compare
+    rows = data.splits["train"].select(range(min(num_rows, len(data.splits["train"]))))
+    for index, row in enumerate(rows):
+        labels = trainer.data_collator([trainer.train_dataset[index]])["labels"][0].tolist()
+        wanted = [
+            token if learnt else -100 for token, learnt in zip(row["input_ids"], row["completion_mask"], strict=True)
+        ]
+        if labels[: len(wanted)] != wanted:
+            raise DataError(
+                f"row {row['id']}: the labels are not those of its answer. Report this with the versions in use."
+            )

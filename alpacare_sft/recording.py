@@ -1,0 +1,129 @@
+"""The record of a run: how it began, with what, and how it ended."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from alpacare_sft import hardware
+from alpacare_sft.errors import RunError, StoppedError
+from alpacare_sft.recipe.writing import recipe_sha256, recipe_yaml
+from alpacare_sft.run import RunDirectory, write_text
+
+if TYPE_CHECKING:
+    from alpacare_sft.callbacks import Account
+    from alpacare_sft.recipe import Recipe
+    from alpacare_sft.trainer import AnswerSFTTrainer
+
+PACKAGES = (
+    "alpacare_sft", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "bitsandbytes",
+)  # fmt: skip
+
+
+def is_main_process() -> bool:
+    """Whether this process writes; a launcher gives each its rank."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def say(message: str) -> None:
+    """One line for a person, from one process."""
+    if is_main_process():
+        print(message, flush=True)
+
+
+@contextmanager
+def recorded(run: RunDirectory, recipe: Recipe) -> Iterator[None]:
+    """Write the record at the start, and how it ended if that is not `done`."""
+    import torch
+
+    if is_main_process():
+        write_text(run.recipe, recipe_yaml(recipe))
+        run.update_record(
+            {
+                "status": "running",
+                "recipe_sha256": recipe_sha256(recipe),
+                "versions": {name: version for name in PACKAGES if (version := _version(name))},
+                "git_commit": _git_commit(),
+                "hardware": hardware.describe_hardware(),
+                "seed": recipe.train["seed"],
+                "error": None,
+            }
+        )
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            told: BaseException = RunError(_out_of_memory(recipe))
+        elif isinstance(error, KeyboardInterrupt):
+            told = StoppedError("stopped by SIGINT. Run it again to go on from the last checkpoint.")
+        else:
+            told = error
+        if is_main_process():
+            status = "stopped" if isinstance(told, StoppedError) else "failed"
+            run.update_record({"status": status, "error": f"{type(told).__name__}: {told}"})
+        if told is error:
+            raise
+        raise told from error
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the directory that the run was started in, if it is in a repository."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None
+
+
+def _out_of_memory(recipe: Recipe) -> str:
+    train = recipe.train
+    size, parts = train["per_device_train_batch_size"], train["gradient_accumulation_steps"]
+    hints = []
+    if size > 1:
+        hints.append(
+            f"train.per_device_train_batch_size {max(1, size // 2)} with train.gradient_accumulation_steps "
+            f"{parts * 2} (the same step)"
+        )
+    if train["activation_checkpointing"] is False:
+        hints.append("train.activation_checkpointing true (the same loss, about a third slower)")
+    hints.append(f"train.max_length below {train['max_length']}")
+    if recipe.model.quantization is None:
+        hints.append("model.quantization nf4")
+    return f"the card's memory is full. The last checkpoint is kept. Change one of: {'; '.join(hints)}."
+
+
+def summarize_training(trainer: AnswerSFTTrainer, account: Account) -> dict[str, Any]:
+    """The section `train` of a record: steps, speed, memory and losses."""
+    state = trainer.state
+    losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
+    evaluations = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+    weighted, last = 0.0, 0
+    for step, loss in losses:
+        weighted, last = weighted + loss * (step - last), step
+    tokens = int(state.num_input_tokens_seen)
+    stopped_early = state.global_step < state.max_steps
+    return {
+        "optimizer_steps": state.global_step,
+        "seconds": round(account.elapsed_seconds, 3),
+        "evaluation_seconds": round(account.evaluation_seconds, 3),
+        "tokens_per_second": round(account.tokens_per_second(tokens), 1),
+        "peak_memory_bytes": hardware.peak_memory_bytes(),
+        "train_loss": weighted / last if last else None,
+        "eval_loss": state.best_metric if state.best_metric is not None else (evaluations[-1] if evaluations else None),
+        "best_step": state.best_global_step or None,
+        "stopped_early": stopped_early,
+        "effective_batch_size": trainer.args.train_batch_size
+        * trainer.args.gradient_accumulation_steps
+        * trainer.args.world_size,
+    }
