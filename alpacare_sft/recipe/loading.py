@@ -254,7 +254,7 @@ def _checks_of_what_parses(document: Mapping[str, Any], told: Sequence[str]) -> 
 
 
 def _build(parsed: Any, document: Mapping[str, Any]) -> Recipe:
-    own = build_parser().instantiate_classes(parsed)
+    own = build_parser().instantiate(parsed)
     train, lora = vars(parsed.train).copy(), vars(parsed.lora).copy()
     train.pop("output_dir")
     notes = []

@@ -1,0 +1,204 @@
+"""A run from recipe to adapter on the tiny model: what moved, what is written, what resumes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from alpacare_sft.errors import RunError
+from alpacare_sft.recipe import Recipe
+from alpacare_sft.recipe.writing import read_resolved
+from alpacare_sft.training import train
+
+Make = Callable[..., Recipe]
+
+
+def adapter_bytes(run: Path) -> bytes:
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_run_writes_everything_that_it_promises(make_recipe: Make) -> None:
+    recipe = make_recipe()
+    record = train(recipe)
+    run = recipe.output_dir
+    for name in (
+        "recipe.yaml",
+        "run.json",
+        "data/train.jsonl",
+        "data/report.json",
+        "data/report.html",
+        "training.html",
+        "adapter/adapter_config.json",
+        "adapter/tokenizer.json",
+    ):
+        assert (run / name).stat().st_size > 0, name
+    assert record == json.loads((run / "run.json").read_text())
+    assert record["status"] == "done"
+    assert record["rows"]["train"] == 24
+    assert record["train"]["optimizer_steps"] == 12
+    assert record["tokens"]["trained"] > record["tokens"]["answer"] > 0
+    assert set(record["data_sha256"]) == {"train", "validation", "test"}
+
+
+def test_lora_moves_and_nothing_else(make_recipe: Make) -> None:
+    recipe = make_recipe()
+    train(recipe)
+    weights = load_file(recipe.output_dir / "adapter" / "adapter_model.safetensors")
+    assert {name.split(".")[-3] for name in weights} == {"q_proj", "v_proj"}
+    assert all("lora_A" in name or "lora_B" in name for name in weights)
+    assert all(value.abs().max() > 0 for value in weights.values())
+    assert all(value.dtype == torch.float32 for value in weights.values())
+
+
+def test_the_resolved_recipe_parses_back_to_an_equal_one(make_recipe: Make) -> None:
+    recipe = make_recipe("--train.max_steps", "1")
+    train(recipe)
+    resolved = read_resolved(recipe.output_dir / "recipe.yaml")
+    assert resolved.lora == recipe.lora
+    assert resolved.data == recipe.data
+    assert {key for key, value in resolved.train.items() if value != recipe.train[key]} <= {"fp16", "bf16"}
+
+
+def test_a_finished_run_is_left_alone(make_recipe: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = make_recipe("--train.max_steps", "2")
+    train(recipe)
+    before = adapter_bytes(recipe.output_dir)
+    train(recipe)
+    assert "nothing to do" in capsys.readouterr().out
+    assert adapter_bytes(recipe.output_dir) == before
+
+
+def test_another_recipe_in_the_same_directory_is_refused_by_its_difference(make_recipe: Make) -> None:
+    train(make_recipe("--train.max_steps", "2"))
+    with pytest.raises(RunError, match=r"train\.learning_rate: 0\.01 → 0\.02"):
+        train(make_recipe("--train.max_steps", "2", "--train.learning_rate", "0.02"))
+    train(make_recipe("--train.max_steps", "2", "--generate.max_new_tokens", "7"))  # alters no adapter
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Kill training after a step, as a crash would: no checkpoint is written for it."""
+    from alpacare_sft.callbacks import Account
+
+    def arm(step: int) -> None:
+        def crash(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == step:
+                raise RuntimeError("crash")
+
+        monkeypatch.setattr(Account, "on_step_begin", crash, raising=False)
+
+    return arm
+
+
+@pytest.mark.parametrize("step", [4, 7, 11])
+def test_n_plus_n_steps_equal_2n_to_the_bit(
+    make_recipe: Make, stop_after: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, step: int, tmp_path: Path
+) -> None:
+    recipe = make_recipe()
+    whole = train(recipe)
+    expected = adapter_bytes(recipe.output_dir)
+    shutil.rmtree(recipe.output_dir)
+    with monkeypatch.context(), pytest.raises(RuntimeError, match="crash"):
+        stop_after(step)
+        train(recipe)
+    assert json.loads((recipe.output_dir / "run.json").read_text())["status"] == "failed"
+    stop_after(-1)
+    resumed = train(recipe)
+    assert adapter_bytes(recipe.output_dir) == expected
+    assert resumed["tokens"] == whole["tokens"]
+    assert resumed["train"]["eval_loss"] == whole["train"]["eval_loss"]
+
+
+def test_early_stopping_keeps_its_patience_over_a_resume(
+    make_recipe: Make, stop_after: Callable[[int], None]
+) -> None:
+    arguments = ("--early_stopping.patience", "2", "--early_stopping.threshold", "100", "--train.num_train_epochs", "5")
+    recipe = make_recipe(*arguments)
+    whole = train(recipe)
+    assert whole["train"]["stopped_early"]
+    shutil.rmtree(recipe.output_dir)
+    stop_after(whole["train"]["optimizer_steps"] - 1)
+    with pytest.raises(RuntimeError, match="crash"):
+        train(recipe)
+    stop_after(-1)
+    assert train(recipe)["train"]["optimizer_steps"] == whole["train"]["optimizer_steps"]
+
+
+@pytest.mark.parametrize("patience", ["0", "2"])
+def test_a_run_whose_training_had_ended_takes_no_step_more(
+    make_recipe: Make, monkeypatch: pytest.MonkeyPatch, patience: str
+) -> None:
+    from alpacare_sft import training
+
+    recipe = make_recipe("--early_stopping.patience", patience, "--early_stopping.threshold", "100")
+    whole = train(recipe)
+    expected = adapter_bytes(recipe.output_dir)
+    shutil.rmtree(recipe.output_dir)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_adapter", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+        with pytest.raises(OSError, match="disk"):
+            train(recipe)
+    resumed = train(recipe)
+    assert resumed["train"]["optimizer_steps"] == whole["train"]["optimizer_steps"]
+    assert adapter_bytes(recipe.output_dir) == expected
+
+
+@pytest.mark.parametrize("damage", ["optimizer.pt", "rng_state.pth", "trainer_state.json", "adapter_model.safetensors"])
+def test_a_damaged_checkpoint_is_passed_over(
+    make_recipe: Make, stop_after: Callable[[int], None], damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_recipe()
+    train(recipe)
+    expected = adapter_bytes(recipe.output_dir)
+    shutil.rmtree(recipe.output_dir)
+    stop_after(8)
+    with pytest.raises(RuntimeError, match="crash"):
+        train(recipe)
+    newest = recipe.output_dir / "checkpoints" / "checkpoint-6"
+    whole = (newest / damage).read_bytes()
+    (newest / damage).write_bytes(whole[: len(whole) // 2])
+    stop_after(-1)
+    train(recipe)
+    told = capsys.readouterr().out
+    assert f"checkpoint-6 is passed over: {damage}" in told
+    assert "going on from step 3" in told
+    assert adapter_bytes(recipe.output_dir) == expected
+
+
+def test_other_rows_refuse_to_resume(
+    make_recipe: Make, stop_after: Callable[[int], None], document: dict[str, Any], write_rows: Callable[..., Path]
+) -> None:
+    rows = [{"instruction": f"Name bone number {n}.", "output": f"It is the bone called {n}."} for n in range(40)]
+    document["data"]["path"] = str(write_rows(rows))
+    stop_after(8)
+    with pytest.raises(RuntimeError, match="crash"):
+        train(make_recipe())
+    rows[3]["output"] = "It is another one."
+    write_rows(rows)
+    stop_after(-1)
+    with pytest.raises(RunError, match="begun on other rows"):
+        train(make_recipe())
+
+
+def test_batch_and_accumulation_give_one_step(make_recipe: Make, document: dict[str, Any]) -> None:
+    document["lora"]["lora_dropout"] = 0.0
+    losses, weights = [], []
+    for size, parts in ((8, 1), (4, 2), (2, 4)):
+        recipe = make_recipe(
+            *("--train.per_device_train_batch_size", str(size), "--train.gradient_accumulation_steps", str(parts)),
+            *("--train.max_steps", "3", "--train.logging_steps", "1", "--train.save_strategy", "no"),
+            *("--train.eval_strategy", "no", "--output_dir", f"{document['output_dir']}-{size}"),
+        )
+        losses.append(train(recipe)["train"]["train_loss"])
+        weights.append(load_file(recipe.output_dir / "adapter" / "adapter_model.safetensors"))
+    assert losses[1:] == pytest.approx([losses[0]] * 2, abs=1e-5)
+    for other in weights[1:]:
+        for name, value in weights[0].items():
+            torch.testing.assert_close(other[name], value, atol=1e-5, rtol=0)
