@@ -62,70 +62,15 @@ STEPS = {
     "collapse_whitespace": ("Inner white space", "Each run of spaces and tabs, or of line breaks, becomes one."),
     "straight_quotes": ("Curly quotes", "Curly quotes and apostrophes become straight ones."),
     "remove_non_printable": ("Invisible characters", "Control, format and private-use characters are removed."),
-    "min_characters": ("Very short rows", "Rows whose instruction or answer is too short to mean anything are dropped."),
+    "min_characters": ("Very short rows", "Rows with too short an instruction or answer are dropped."),
     "no_input_marks": ("Marks for no input", "An input that only says that there is none becomes empty."),
-    "drop_duplicates_after_cleaning": ("Copies after cleaning", "Rows that the steps above made alike: the first stays."),
+    "drop_duplicates_after_cleaning": ("Copies after cleaning", "Of rows that cleaning made alike the first stays."),
 }
 SPLITS = {
     "train": ("Training split", "Rows to learn from."),
     "validation": ("Validation split", "Rows to compare steps of the training by; none is learnt."),
     "test": ("Test split", "Rows held out for the scores; none is learnt."),
     "unused": ("In no split", "Rows that no split asked for, or that would have put one question into two splits."),
-}
-FACTS = {
-    "Training": (
-        ("Base model", "base_model.name", "text"),
-        ("Revision of the base model", "base_model.revision", "hash"),
-        ("Optimizer steps", "train.optimizer_steps", "number"),
-        ("Rows per step", "train.effective_batch_size", "number"),
-        ("Mean training loss", "train.train_loss", "loss"),
-        ("Validation loss", "train.eval_loss", "loss"),
-        ("Best step", "train.best_step", "number"),
-        ("Parameters trained", "parameters.trainable", "number"),
-        ("Parameters in all", "parameters.total", "number"),
-        ("Tokens trained on, prompts included", "tokens.trained", "number"),
-        ("Answer tokens learnt", "tokens.answer", "number"),
-    ),
-    "Rows": (
-        ("Loaded", "rows.loaded", "number"),
-        ("Kept", "rows.kept", "number"),
-        ("Training", "rows.train", "number"),
-        ("Validation", "rows.validation", "number"),
-        ("Test", "rows.test", "number"),
-        ("In no split", "rows.unused", "number"),
-        ("Training rows truncated", "rows.truncated", "number"),
-        ("Dropped, no room for an answer", "rows.dropped_no_answer", "number"),
-        ("Dropped, too long", "rows.dropped_too_long", "number"),
-    ),
-    "Time and memory": (
-        ("Training, evaluation included", "train.seconds", "seconds"),
-        ("Evaluation on the validation rows", "train.evaluation_seconds", "seconds"),
-        ("Preparing the data", "seconds.data", "seconds"),
-        ("Loading the model", "seconds.model", "seconds"),
-        ("Tokens per second of training", "train.tokens_per_second", "number"),
-        ("Peak memory", "train.peak_memory_bytes", "bytes"),
-    ),
-    "Hardware": (
-        ("Device", "hardware.device", "text"),
-        ("Memory of the device", "hardware.device_memory_bytes", "bytes"),
-        ("Compute capability", "hardware.compute_capability", "text"),
-        ("CUDA", "hardware.cuda", "text"),
-        ("Precision", "precision", "text"),
-        ("Processes", "hardware.processes", "number"),
-        ("Processor", "hardware.machine", "text"),
-        ("Cores", "hardware.cores", "number"),
-        ("Threads", "hardware.threads", "number"),
-        ("Memory of the machine", "hardware.memory_bytes", "bytes"),
-    ),
-    "To make it again": (
-        ("Recipe, SHA-256", "recipe_sha256", "hash"),
-        ("Training rows, SHA-256", "data_sha256.train", "hash"),
-        ("Validation rows, SHA-256", "data_sha256.validation", "hash"),
-        ("Test rows, SHA-256", "data_sha256.test", "hash"),
-        ("Commit", "git_commit", "hash"),
-        ("Seed", "seed", "text"),
-        ("Python", "hardware.python", "text"),
-    ),
 }
 
 
@@ -139,8 +84,6 @@ def save_training_report(path: Path, record: Numbers, log_history: Sequence[Numb
     """
     best = _best_step(record, log_history)
     values = [entry[key] for entry in log_history for key in ("loss", "eval_loss") if entry.get(key) is not None]
-    facts = {group: _facts(record, rows) for group, rows in FACTS.items()}
-    facts["To make it again"] += [(name, value, None) for name, value in record.get("versions", {}).items() if value]
     pictures = {}
     if any(map(math.isfinite, values)):
         label = "Training and validation loss by optimizer step; the values are in the table of logged numbers."
@@ -149,17 +92,8 @@ def save_training_report(path: Path, record: Numbers, log_history: Sequence[Numb
     if _points(log_history, "learning_rate")[0] or _points(log_history, "grad_norm")[0]:
         label = "Learning rate and gradient norm by optimizer step; the values are in the table of logged numbers."
         pictures["rates"] = _picture("rates", label, partial(_draw_rates, history=log_history), (340, 380))
-    page = _render(
-        "training.html",
-        record=record,
-        base_model=_value(record, "base_model.name", "text"),
-        best=best,
-        not_finite=sum(not math.isfinite(value) for value in values),
-        facts={group: rows for group, rows in facts.items() if rows},
-        pictures=pictures,
-        log=_merge_steps(log_history),
-    )
-    write_text(path, page)
+    context = {"not_finite": sum(not math.isfinite(value) for value in values), "log": _merge_steps(log_history)}
+    write_text(path, _render("training.html", record=record, best=best, pictures=pictures, **context))
 
 
 def save_data_report(path: Path, report: Numbers) -> None:
@@ -197,7 +131,7 @@ def _render(template: str, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = _format_number
+    environment.filters.update(number=_format_number, seconds=_format_seconds)
     return environment.get_template(template).render(context)
 
 
@@ -210,41 +144,15 @@ def _format_number(value: Any) -> str:
     return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 100 else f"{value:.3g}"
 
 
-def _format_seconds(value: float) -> str:
+def _format_seconds(value: Any) -> str:
+    """Hours, minutes and seconds; what is missing as a dash."""
+    if not isinstance(value, int | float):
+        return "–"
     minutes, seconds = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     parts = [f"{hours} h"] if hours else []
     parts += [f"{minutes} min"] if hours or minutes else []
     return " ".join([*parts, f"{seconds} s"]) if parts else f"{value:.1f} s"
-
-
-def _value(record: Numbers, dotted: str, kind: str) -> str | None:
-    """The text of a value of the record, or nothing if the record has none."""
-    value: Any = record
-    for key in dotted.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    if value is None or value == "":
-        return None
-    if kind == "text":
-        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else str(value)
-    formats: dict[str, Callable[[Any], str]] = {
-        "number": _format_number,
-        "seconds": _format_seconds,
-        "loss": "{:.4f}".format,
-        "bytes": lambda size: f"{size / 2**30:.2f} GiB",
-        "hash": lambda digest: f"{digest[:12]}…" if len(digest) > 12 else str(digest),
-    }
-    return formats[kind](value)
-
-
-def _facts(record: Numbers, rows: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str | None]]:
-    """Label, text, and the whole hash where the text is but its beginning."""
-    facts = []
-    for label, dotted, kind in rows:
-        text = _value(record, dotted, kind)
-        if text is not None:
-            facts.append((label, text, _value(record, dotted, "text") if kind == "hash" else None))
-    return facts
 
 
 def _points(history: Sequence[Numbers], key: str) -> tuple[list[int], list[float]]:
@@ -258,8 +166,8 @@ def _best_step(record: Numbers, history: Sequence[Numbers]) -> tuple[int, float]
     """The step that the record calls best, or else the one of lowest validation loss, and that loss."""
     losses = dict(zip(*_points(history, "eval_loss"), strict=True))
     train = record.get("train") or {}
-    step = train.get("best_step") or min(losses, key=losses.__getitem__, default=None)
-    loss = losses.get(step, train.get("eval_loss"))
+    step: int | None = train.get("best_step") or min(losses, key=losses.__getitem__, default=None)
+    loss: float | None = train.get("eval_loss") if step is None else losses.get(step, train.get("eval_loss"))
     return None if step is None or loss is None else (step, loss)
 
 
@@ -334,7 +242,7 @@ def _svg(name: str, kind: str, draw: Draw, size: tuple[int, int]) -> Markup:
     text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-{kind}-", text)
     for drawn, meant in CSS_COLOURS.items():
         text = text.replace(drawn, meant)
-    return Markup(f'<svg class="{kind}" viewBox="0 0 {size[0]} {size[1]}">{text}')  # noqa: S704
+    return Markup(f'<svg class="{kind}" viewBox="0 0 {size[0]} {size[1]}">{text}')
 
 
 def _draw_losses(figure: Figure, narrow: bool, history: Sequence[Numbers], best: tuple[int, float] | None) -> None:
@@ -345,7 +253,8 @@ def _draw_losses(figure: Figure, narrow: bool, history: Sequence[Numbers], best:
     width = len(losses) // 10
     if width > 1:
         means = [sum(losses[i - width : i]) / width for i in range(width, len(losses) + 1)]
-        axes.plot(steps[width - 1 :], means, color=FIRST, linewidth=2.5, label=f"training, mean of {width}")
+        middle = steps[width // 2 :][: len(means)]
+        axes.plot(middle, means, color=FIRST, linewidth=2.5, label=f"training, mean of {width}")
     steps, losses = _points(history, "eval_loss")
     if steps:
         axes.plot(steps, losses, color=SECOND, linewidth=2, marker="o", markersize=4, label="validation")
@@ -359,7 +268,8 @@ def _draw_losses(figure: Figure, narrow: bool, history: Sequence[Numbers], best:
 def _draw_rates(figure: Figure, narrow: bool, history: Sequence[Numbers]) -> None:
     panels = {"learning rate": "learning_rate", "gradient norm": "grad_norm"}
     panels = {title: key for title, key in panels.items() if _points(history, key)[0]}
-    for axes, (title, key) in zip(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels.items(), strict=True):
+    grid = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for axes, (title, key) in zip(grid, panels.items(), strict=True):
         steps, values = _points(history, key)
         axes.plot(steps, values, color=FIRST, linewidth=1.5, marker="o" if len(steps) == 1 else "")
         axes.set_title(title)
@@ -371,14 +281,17 @@ def _draw_rates(figure: Figure, narrow: bool, history: Sequence[Numbers]) -> Non
 def _draw_funnel(figure: Figure, narrow: bool, funnel: Sequence[Numbers]) -> None:
     axes = figure.subplots()
     for y, bar in enumerate(funnel):
-        axes.barh(y, bar["rows"], 0.32, bar["start"], color=SECOND if bar.get("is_split") else FIRST)
-        axes.barh(y, bar["dropped"], 0.32, bar["rows"], color="none", edgecolor=INK, linestyle=":")
+        colour = SECOND if bar.get("is_split") else FIRST
+        if bar["rows"]:  # the edge keeps a split of a few rows in sight
+            axes.barh(y, bar["rows"], 0.32, bar["start"], color=colour, edgecolor=colour)
+        if bar["dropped"]:
+            axes.barh(y, bar["dropped"], 0.32, bar["rows"], color="none", edgecolor=INK, linestyle=":")
         told = [f"{bar['rows']:,}"]
-        told += [f"−{bar['dropped']:,}"] if bar["dropped"] else []
+        told += [f"{bar['dropped']:,} dropped"] if bar["dropped"] else []
         told += [f"{bar['changed']:,} changed"] if bar["changed"] else []
         axes.annotate(bar["label"], (0, y), (0, 9), ("axes fraction", "data"), textcoords="offset points")
-        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
-        axes.annotate("  ".join(told), (1, y), (0, 9), **place)
+        place = (1, y), (0, 9), ("axes fraction", "data")
+        axes.annotate(" · ".join(told), *place, textcoords="offset points", horizontalalignment="right")
     axes.set_xlim(0, max(1, max(bar["start"] + bar["rows"] + bar["dropped"] for bar in funnel)))
     axes.set_ylim(len(funnel) - 0.5, -0.8)
     axes.set_axis_off()
@@ -387,21 +300,24 @@ def _draw_funnel(figure: Figure, narrow: bool, funnel: Sequence[Numbers]) -> Non
 def _draw_lengths(figure: Figure, narrow: bool, lengths: Mapping[str, list[int]], max_length: int | None) -> None:
     longest = max(lengths["Prompt and answer"])
     limit = min(longest, 2 * max_length) if max_length else longest
-    near = bool(max_length) and max_length <= 2 * longest
+    line = max_length if max_length and max_length <= 2 * longest else None
     edges = [limit * n / 40 for n in range(41)]
     panels = figure.subplots(*((3, 1) if narrow else (1, 3)), sharex=True, sharey=True)
     for axes, (title, values) in zip(panels, lengths.items(), strict=True):
         axes.hist([min(value, limit) for value in values], edges, color=FIRST)
         axes.set_title(title)
-        if near:
-            axes.axvline(max_length, color=SECOND, linestyle="--", label=f"max_length, {max_length:,} tokens")
+        if line:
+            axes.axvline(line, color=SECOND, linestyle="--", label=f"max_length, {line:,} tokens")
+        axes.yaxis.set_major_formatter("{x:,.0f}")
         _label_axes(axes, "tokens", "rows" if narrow or title == "Prompt" else "")
-    if near:
+    if line:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left")
 
 
 def _label_axes(axes: Axes, x: str, y: str = "") -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter("{x:,.0f}")

@@ -82,7 +82,7 @@ class AnswerSFTTrainer(SFTTrainer):
             result = self._answer_loss(model, inputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
         if not torch.isfinite(loss):
-            raise RunError(self._not_finite(float(loss), inputs))
+            raise RunError(self._not_finite(loss.item(), inputs))
         return result
 
     def _scores_every_position(self) -> bool:
@@ -116,7 +116,7 @@ class AnswerSFTTrainer(SFTTrainer):
 
     def _not_finite(self, loss: float, inputs: dict[str, Any]) -> str:
         rows = [row[row != self._tokenizer.pad_token_id] for row in inputs["input_ids"]]
-        begins = "; ".join(repr(self._tokenizer.decode(row[:60], skip_special_tokens=True)[-80:]) for row in rows)
+        begins = "; ".join(repr(self._tokenizer.decode(row[:60], skip_special_tokens=True)[:120]) for row in rows)
         return (
             f"the loss is {loss} at step {self.state.global_step + 1}, on rows that begin: {begins}. Lower "
             "train.learning_rate, or leave fp16 for bf16 or float32; the last checkpoint is kept."

@@ -220,10 +220,12 @@ def _restore_ended(trainer: AnswerSFTTrainer, checkpoint: Checkpoint) -> None:
 
 def _farewell(run: RunDirectory, record: Mapping[str, Any]) -> str:
     train = record["train"]
-    loss = f", validation loss {train['eval_loss']:.4f} at step {train['best_step'] or train['optimizer_steps']}"
+    loss = ""
+    if train["eval_loss"] is not None:
+        loss = f", validation loss {train['eval_loss']:.4f} at step {train['best_step'] or train['optimizer_steps']}"
     return (
         f"done: {train['optimizer_steps']} steps in {train['seconds']:.0f} s, "
-        f"{train['tokens_per_second']:,.0f} tokens/s{loss if train['eval_loss'] is not None else ''}\n"
+        f"{train['tokens_per_second']:,.0f} tokens/s{loss}\n"
         f"  adapter   {run.adapter}\n  curves    {run.training_report}\n  data      {run.data / 'report.html'}\n"
         f"  record    {run.record}"
     )

@@ -116,9 +116,7 @@ def test_n_plus_n_steps_equal_2n_to_the_bit(
     assert resumed["train"]["eval_loss"] == whole["train"]["eval_loss"]
 
 
-def test_early_stopping_keeps_its_patience_over_a_resume(
-    make_recipe: Make, stop_after: Callable[[int], None]
-) -> None:
+def test_early_stopping_keeps_its_patience_over_a_resume(make_recipe: Make, stop_after: Callable[[int], None]) -> None:
     arguments = ("--early_stopping.patience", "2", "--early_stopping.threshold", "100", "--train.num_train_epochs", "5")
     recipe = make_recipe(*arguments)
     whole = train(recipe)

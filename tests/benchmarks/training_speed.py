@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 
@@ -152,12 +151,10 @@ def report(figures: dict[str, list[dict[str, Any]]]) -> None:
             f"{unit:26}{sides[0]:12.2f}{sides[1]:12.2f}{statistics.median(ratios):9.3f}"
             f"   ({ratios[0]:.3f}-{ratios[-1]:.3f})"
         )
-    worst = max(
-        abs(a - b)
-        for ours, plain in pairs
-        for a, b in zip(ours["losses"], plain["losses"], strict=True)
+    worst = max(abs(a - b) for ours, plain in pairs for a, b in zip(ours["losses"], plain["losses"], strict=True))
+    print(
+        f"{'largest loss difference':26}{worst:12.2e}   over {len(pairs[0][0]['losses'])} steps, {pairs[0][0]['precision']}"
     )
-    print(f"{'largest loss difference':26}{worst:12.2e}   over {len(pairs[0][0]['losses'])} steps, {pairs[0][0]['precision']}")
 
 
 if __name__ == "__main__":
