@@ -49,6 +49,7 @@ def recorded(run: RunDirectory, recipe: Recipe) -> Iterator[None]:
                 "versions": {name: version for name in PACKAGES if (version := _version(name))},
                 "git_commit": _git_commit(),
                 "hardware": hardware.describe_hardware(),
+                "precision": "fp16" if recipe.train["fp16"] else "bf16" if recipe.train["bf16"] else "fp32",
                 "seed": recipe.train["seed"],
                 "error": None,
             }
