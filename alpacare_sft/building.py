@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import hardware
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
     from alpacare_sft.recipe import Recipe
     from alpacare_sft.trainer import AnswerSFTTrainer
+
+_TRACKERS = {"azure_ml": "azureml"}  # where the package has another name
 
 
 def build_sft_config(recipe: Recipe, run: RunDirectory, precision: hardware.Precision) -> SFTConfig:
@@ -41,6 +44,20 @@ def build_sft_config(recipe: Recipe, run: RunDirectory, precision: hardware.Prec
         return SFTConfig(**{**given_values(recipe, "train"), **ours})
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"train: {' '.join(str(error).split())}") from error
+
+
+def check_trackers(recipe: Recipe) -> None:
+    """Refuse a tracker whose package is missing, before anything is loaded.
+
+    Raises:
+        RecipeError: with the line that installs it.
+    """
+    names = recipe.train["report_to"] or []
+    for name in [names] if isinstance(names, str) else names:
+        if name not in ("none", "all") and importlib.util.find_spec(_TRACKERS.get(name, name)) is None:
+            raise RecipeError(
+                f"train.report_to: {name} needs its package. Install it: pip install 'alpacare_sft[trackers]'."
+            )
 
 
 def build_trainer(

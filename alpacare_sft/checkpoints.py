@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alpacare_sft.run import write_json
+
 # The Trainer writes these in this order, the state last; a kill in between leaves a part of them.
 _TENSORS = "adapter_model.safetensors"
 _ARCHIVES = ("optimizer.pt", "scheduler.pt")
@@ -37,6 +39,17 @@ class Checkpoint:
         name = self.state.get("best_model_checkpoint")
         best = self.path.parent / Path(name).name if name else self.path
         return best if best.is_dir() else self.path
+
+    def adopt(self) -> None:
+        """Let the state name the best checkpoint where it lies now: a run may have been moved.
+
+        The Trainer keeps the path as it was written and forgets a best checkpoint that it does not
+        find there, and with it the weights that it should end with.
+        """
+        name = self.state.get("best_model_checkpoint")
+        if name and self.best() != self.path and Path(name) != self.best():
+            self.state["best_model_checkpoint"] = str(self.best())
+            write_json(self.path / _STATE, self.state)
 
 
 def newest_whole_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:

@@ -77,7 +77,7 @@ class Measured:
 
 
 def _trained_recipe(run: RunDirectory) -> Recipe:
-    if not (run.adapter / "adapter_model.safetensors").exists():
+    if not run.has_adapter():
         raise RunError(
             f"output_dir: {run.path} holds no trained adapter. Run `alpacare-sft train` with this recipe first."
         )

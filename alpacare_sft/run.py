@@ -100,6 +100,14 @@ class RunDirectory:
         """Curves of loss and learning rate."""
         return self.path / "training.html"
 
+    def has_adapter(self) -> bool:
+        """Whether a trained adapter is here."""
+        return (self.adapter / "adapter_model.safetensors").exists()
+
+    def holds_work(self) -> bool:
+        """Whether there is something that beginning anew would lose: a checkpoint or an adapter."""
+        return self.has_adapter() or any(self.checkpoints.glob("checkpoint-*"))
+
     def read_record(self) -> dict[str, Any]:
         """The record, or an empty one if the run has none yet.
 

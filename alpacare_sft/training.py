@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import hardware
 from alpacare_sft.adapter import check_adapter, save_adapter
-from alpacare_sft.building import build_trainer
+from alpacare_sft.building import build_trainer, check_trackers
 from alpacare_sft.checkpoints import Checkpoint, newest_whole_checkpoint
 from alpacare_sft.data import PreparedData, prepare_data
 from alpacare_sft.data.prepare import jsonl
@@ -57,20 +57,21 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
     recipe = dataclasses.replace(recipe, train={**recipe.train, "fp16": precision.fp16, "bf16": precision.bf16})
     run = RunDirectory(recipe.output_dir)
     with run.lock() if is_main_process() else nullcontext(), StopOnSignal() as stop:
-        if overwrite and is_main_process():
-            run.clear()
-        record = run.read_record()
-        if record.get("status") == "done":
-            _refuse_other_recipe(run, recipe)
+        with _main_process_first():
+            if overwrite and is_main_process():
+                run.clear()
+            record = run.read_record()
+            if run.holds_work():
+                _refuse_other_recipe(run, recipe)
+        if record.get("status") == "done" and run.has_adapter():
             say(f"{run.path} holds this run, done: nothing to do. --overwrite runs it anew.")
             return record
-        if record:
-            if recipe.resume == "never":
-                raise RunError(
-                    f"output_dir: {run.path} holds an unfinished run and resume is never. "
-                    "Add --resume auto to go on, or --overwrite to begin anew."
-                )
-            _refuse_other_recipe(run, recipe)
+        if run.holds_work() and recipe.resume == "never":
+            raise RunError(
+                f"output_dir: {run.path} holds an unfinished run and resume is never. "
+                "Add --resume auto to go on, or --overwrite to begin anew."
+            )
+        check_trackers(recipe)
         for note in recipe.notes:
             say(note)
         say(f"{precision.name} on {hardware.describe_hardware()['device']}, {threads} threads, output in {run.path}")
@@ -80,7 +81,10 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
 
 def _refuse_other_recipe(run: RunDirectory, recipe: Recipe) -> None:
     if not run.recipe.exists():
-        return
+        raise RunError(
+            f"output_dir: {run.path} holds checkpoints or an adapter and no recipe. "
+            "Choose another output_dir, or add --overwrite to replace them."
+        )
     differences = recipe_differences(read_resolved(run.recipe), recipe)
     if differences:
         told = "\n".join(f"  - {difference}" for difference in differences)
@@ -167,7 +171,7 @@ def refuse_other_data(run: RunDirectory, data: PreparedData) -> None:
         RunError: if `data` differs from them.
     """
     before = run.read_record().get("data_sha256")
-    if before and run.checkpoints.exists() and before != data.sha256:
+    if before and run.holds_work() and before != data.sha256:
         changed = ", ".join(name for name, value in data.sha256.items() if before.get(name) != value)
         raise RunError(
             f"output_dir: {run.path} was begun on other rows ({changed} differ). Give it the rows it began with, "
@@ -202,6 +206,8 @@ def _train_or_resume(trainer: AnswerSFTTrainer, recipe: Recipe, run: RunDirector
         say(f"training had ended at step {checkpoint.step}; what was left is to save the adapter.")
         _restore_ended(trainer, checkpoint)
     else:
+        if is_main_process():
+            checkpoint.adopt()
         say(f"going on from step {checkpoint.step} of {checkpoint.state['max_steps']}.")
         trainer.train(resume_from_checkpoint=str(checkpoint.path))
 

@@ -12,10 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alpacare_sft.errors import RunError
+from alpacare_sft import training
+from alpacare_sft.callbacks import Account
+from alpacare_sft.checkpoints import checkpoint_fault
+from alpacare_sft.errors import DataError, RecipeError, RunError
 from alpacare_sft.recipe import Recipe
+from alpacare_sft.recipe.loading import recipe_from_document
 from alpacare_sft.recipe.writing import read_resolved
 from alpacare_sft.training import train
+from tests.conftest import tiny_document
 
 Make = Callable[..., Recipe]
 
@@ -84,36 +89,91 @@ def test_another_recipe_in_the_same_directory_is_refused_by_its_difference(make_
 
 @pytest.fixture
 def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Kill training after a step, as a crash would: no checkpoint is written for it."""
-    from alpacare_sft.callbacks import Account
-
-    def arm(step: int) -> None:
-        def crash(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == step:
-                raise RuntimeError("crash")
-
-        monkeypatch.setattr(Account, "on_step_begin", crash, raising=False)
-
-    return arm
+    """End training at a step as a crash would: no checkpoint is written for it."""
+    return lambda step: crash_at(monkeypatch, step)
 
 
-@pytest.mark.parametrize("step", [4, 7, 11])
+def crash_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    def crash(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == step:
+            raise RuntimeError("crash")
+
+    monkeypatch.setattr(Account, "on_step_begin", crash, raising=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A run that nothing interrupted: its record and the bytes of its adapter."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    record = train(recipe_from_document(tiny_document(tiny_model, run)))
+    return {"record": record, "adapter": adapter_bytes(run)}
+
+
+@pytest.fixture(scope="module")
+def crashed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the same recipe that crashed after step 8, with checkpoints of steps 3 and 6."""
+    run = tmp_path_factory.mktemp("crashed") / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="crash"):
+        crash_at(patch, 8)
+        train(recipe_from_document(tiny_document(tiny_model, run)))
+    return run
+
+
+@pytest.mark.parametrize("step", [4, 11])
 def test_n_plus_n_steps_equal_2n_to_the_bit(
-    make_recipe: Make, stop_after: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, step: int, tmp_path: Path
+    make_recipe: Make, whole: dict[str, Any], stop_after: Callable[[int], None], step: int
 ) -> None:
     recipe = make_recipe()
-    whole = train(recipe)
-    expected = adapter_bytes(recipe.output_dir)
-    shutil.rmtree(recipe.output_dir)
-    with monkeypatch.context(), pytest.raises(RuntimeError, match="crash"):
-        stop_after(step)
+    stop_after(step)
+    with pytest.raises(RuntimeError, match="crash"):
         train(recipe)
     assert json.loads((recipe.output_dir / "run.json").read_text())["status"] == "failed"
     stop_after(-1)
     resumed = train(recipe)
-    assert adapter_bytes(recipe.output_dir) == expected
-    assert resumed["tokens"] == whole["tokens"]
-    assert resumed["train"]["eval_loss"] == whole["train"]["eval_loss"]
+    assert adapter_bytes(recipe.output_dir) == whole["adapter"]
+    assert resumed["tokens"] == whole["record"]["tokens"]
+    assert resumed["train"]["eval_loss"] == whole["record"]["train"]["eval_loss"]
+
+
+@pytest.mark.parametrize("damage", ["optimizer.pt", "rng_state.pth"])
+def test_a_damaged_checkpoint_is_passed_over(
+    make_recipe: Make, whole: dict[str, Any], crashed: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_recipe()
+    shutil.copytree(crashed, recipe.output_dir)
+    file = recipe.output_dir / "checkpoints" / "checkpoint-6" / damage
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    train(recipe)
+    told = capsys.readouterr().out
+    assert f"checkpoint-6 is passed over: {damage}" in told
+    assert "going on from step 3" in told
+    assert adapter_bytes(recipe.output_dir) == whole["adapter"]
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "adapter_model.safetensors"]
+)
+def test_a_part_that_is_missing_or_cut_short_is_named(crashed: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "checkpoint-6"
+    shutil.copytree(crashed / "checkpoints" / "checkpoint-6", folder)
+    assert checkpoint_fault(folder) is None
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+    assert name in str(checkpoint_fault(folder))
+    (folder / name).unlink()
+    assert name in str(checkpoint_fault(folder))
+
+
+def test_a_moved_run_still_ends_with_its_best_checkpoint(
+    make_recipe: Make, whole: dict[str, Any], crashed: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(crashed, moved)
+    state = moved / "checkpoints" / "checkpoint-6" / "trainer_state.json"
+    state.write_text(state.read_text().replace(str(crashed), "/gone"))
+    train(recipe_from_document(tiny_document(tiny_model, moved)))
+    assert adapter_bytes(moved) == whole["adapter"]
+    assert str(moved) in json.loads(state.read_text())["best_model_checkpoint"]
 
 
 def test_early_stopping_keeps_its_patience_over_a_resume(make_recipe: Make, stop_after: Callable[[int], None]) -> None:
@@ -133,41 +193,17 @@ def test_early_stopping_keeps_its_patience_over_a_resume(make_recipe: Make, stop
 def test_a_run_whose_training_had_ended_takes_no_step_more(
     make_recipe: Make, monkeypatch: pytest.MonkeyPatch, patience: str
 ) -> None:
-    from alpacare_sft import training
-
     recipe = make_recipe("--early_stopping.patience", patience, "--early_stopping.threshold", "100")
-    whole = train(recipe)
-    expected = adapter_bytes(recipe.output_dir)
-    shutil.rmtree(recipe.output_dir)
     with monkeypatch.context() as patch:
         patch.setattr(training, "save_adapter", lambda *_: (_ for _ in ()).throw(OSError("disk")))
         with pytest.raises(OSError, match="disk"):
             train(recipe)
-    resumed = train(recipe)
-    assert resumed["train"]["optimizer_steps"] == whole["train"]["optimizer_steps"]
-    assert adapter_bytes(recipe.output_dir) == expected
-
-
-@pytest.mark.parametrize("damage", ["optimizer.pt", "rng_state.pth", "trainer_state.json", "adapter_model.safetensors"])
-def test_a_damaged_checkpoint_is_passed_over(
-    make_recipe: Make, stop_after: Callable[[int], None], damage: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = make_recipe()
-    train(recipe)
-    expected = adapter_bytes(recipe.output_dir)
-    shutil.rmtree(recipe.output_dir)
-    stop_after(8)
-    with pytest.raises(RuntimeError, match="crash"):
-        train(recipe)
-    newest = recipe.output_dir / "checkpoints" / "checkpoint-6"
-    whole = (newest / damage).read_bytes()
-    (newest / damage).write_bytes(whole[: len(whole) // 2])
-    stop_after(-1)
-    train(recipe)
-    told = capsys.readouterr().out
-    assert f"checkpoint-6 is passed over: {damage}" in told
-    assert "going on from step 3" in told
-    assert adapter_bytes(recipe.output_dir) == expected
+    last = max(int(path.name.split("-")[1]) for path in (recipe.output_dir / "checkpoints").glob("checkpoint-*"))
+    record = train(recipe)
+    assert record["train"]["optimizer_steps"] == last
+    assert record["train"]["stopped_early"] == (patience == "2")
+    best = recipe.output_dir / "checkpoints" / f"checkpoint-{record['train']['best_step']}"
+    assert adapter_bytes(recipe.output_dir) == (best / "adapter_model.safetensors").read_bytes()
 
 
 def test_other_rows_refuse_to_resume(
@@ -200,3 +236,43 @@ def test_batch_and_accumulation_give_one_step(make_recipe: Make, document: dict[
     for other in weights[1:]:
         for name, value in weights[0].items():
             torch.testing.assert_close(other[name], value, atol=1e-5, rtol=0)
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_may_be_corrected(make_recipe: Make) -> None:
+    with pytest.raises(DataError, match=r"data\.splits"):
+        train(make_recipe("--data.splits.train", "4000"))
+    assert train(make_recipe("--train.max_steps", "1", "--train.save_strategy", "no", "--train.eval_strategy", "no"))
+
+
+def test_a_full_card_is_told_with_the_keys_to_change(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alpacare_sft.trainer import AnswerSFTTrainer
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(AnswerSFTTrainer, "training_step", full)
+    recipe = make_recipe()
+    with pytest.raises(RunError) as error:
+        train(recipe)
+    for key in ("train.per_device_train_batch_size 1", "train.activation_checkpointing", "train.max_length"):
+        assert key in str(error.value)
+    assert json.loads((recipe.output_dir / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_missing_tracker_is_told_with_its_install_line(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=r"train\.report_to: wandb .*pip install 'alpacare_sft\[trackers\]'"):
+        train(make_recipe("--train.report_to", "wandb"))
+
+
+def test_an_adapter_that_learnt_nothing_is_not_done(make_recipe: Make) -> None:
+    recipe = make_recipe("--train.learning_rate", "1e-45", "--train.max_steps", "1")
+    with pytest.raises(RunError, match="learnt nothing"):
+        train(recipe)
+    assert not (recipe.output_dir / "adapter").exists()
+
+
+def test_a_full_disk_is_told_before_training(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(RunError, match=r"output_dir: .* needs 0\.\d+ GiB, 0\.00 GiB are free"):
+        train(make_recipe())

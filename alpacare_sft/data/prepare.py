@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from alpacare_sft.recipe import Recipe
 
+MANY_ROWS = 5_000
+MAX_PROCESSES = 8
 TEXT_COLUMNS = ("id", "instruction", "input", "output")
 
 
@@ -56,8 +59,8 @@ def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared
     show_progress(True)
     encoder = PromptEncoder(tokenizer, recipe.prompt)
     check_encoder(encoder)
-    num_proc = recipe.train["dataset_num_proc"]
     loaded, filled = load_rows(recipe.data)
+    num_proc = recipe.train["dataset_num_proc"] or _num_processes(len(loaded))
     cleaned, steps = clean_rows(loaded, recipe.data.clean, num_proc)
     if len(cleaned) == 0:
         raise DataError(_no_row_left(len(loaded), steps))
@@ -87,6 +90,11 @@ def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared
         "shared_questions": _count_shared_questions(splits),
     }
     return PreparedData(splits, report)
+
+
+def _num_processes(num_rows: int) -> int | None:
+    """Cores to use: starting processes costs more than it saves on a few rows. The result is the same."""
+    return min(os.cpu_count() or 1, MAX_PROCESSES) if num_rows >= MANY_ROWS else None
 
 
 def _encode(row: dict[str, Any], encoder: PromptEncoder, max_length: int) -> dict[str, Any]:
