@@ -38,6 +38,8 @@ def build_sft_config(recipe: Recipe, run: RunDirectory, precision: hardware.Prec
         "include_num_input_tokens_seen": "non_padding",
         "restore_callback_states_from_checkpoint": True,
     }
+    if recipe.train["ddp_find_unused_parameters"] is None:
+        ours["ddp_find_unused_parameters"] = False  # every LoRA weight takes part in every step
     if not hardware.has_card():
         ours["dataloader_pin_memory"] = False  # else torch warns at every epoch
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alpacare_sft import __version__
-from alpacare_sft.errors import AlpacareError
+from alpacare_sft.errors import AlpacareError, RecipeError
 
 VERBS = {
     "train": "run a recipe: data, training, adapter; goes on where an unfinished run stopped (the default verb)",
@@ -62,11 +63,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def with_default_verb(arguments: Sequence[str]) -> list[str]:
-    """Put `train` before a recipe that follows no verb."""
+    """Put `train` before a recipe that follows no verb.
+
+    Raises:
+        RecipeError: if the first word is neither a verb nor the name of a file.
+    """
     words = list(arguments)
     first = next((word for word in words if not word.startswith("-")), None)
     if first is None or first in VERBS:
         return words
+    if not Path(first).suffix and not Path(first).exists():
+        close = difflib.get_close_matches(first, VERBS, n=1)
+        hint = f" Did you mean {close[0]}?" if close else " Overrides come after it."
+        raise RecipeError(f"the first word must be a verb ({', '.join(VERBS)}) or a recipe file, got {first!r}.{hint}")
     return ["train", *words]
 
 
@@ -77,12 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words:
         parser.print_help()
         return 2
-    options, overrides = parser.parse_known_args(with_default_verb(words))
     try:
+        options, overrides = parser.parse_known_args(with_default_verb(words))
         quiet_upstream()
         return run_verb(options, overrides)
     except AlpacareError as error:
-        if options.debug:
+        if "--debug" in words:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -96,22 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Load the recipe and call what the verb names."""
-    from alpacare_sft.errors import RecipeError
     from alpacare_sft.recipe import load_recipe
 
     if options.verb == "schema":
-        from alpacare_sft.recipe.schema import recipe_schema_text
-
-        if overrides:
-            raise RecipeError(f"schema takes no overrides, got {' '.join(overrides)}.")
-        text = recipe_schema_text()
-        if options.output:
-            from alpacare_sft.run import write_text
-
-            write_text(options.output, text)
-        else:
-            print(text, end="")
-        return 0
+        return print_schema(options.output, overrides)
     recipe = load_recipe(options.recipe, overrides)
     if options.verb == "data":
         from alpacare_sft.viewing import show_data
@@ -128,6 +125,24 @@ def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
+def print_schema(output: Path | None, overrides: Sequence[str]) -> int:
+    """Write the JSON Schema of a recipe to a file, or show it."""
+    from alpacare_sft.recipe.schema import recipe_schema_text
+    from alpacare_sft.run import write_text
+
+    if overrides:
+        raise RecipeError(f"schema takes no overrides, got {' '.join(overrides)}.")
+    text = recipe_schema_text()
+    if output is None:
+        print(text, end="")
+        return 0
+    try:
+        write_text(output, text)
+    except OSError as error:
+        raise RecipeError(f"--output must be a file that can be written, got {output}: {error.strerror}.") from error
+    return 0
+
+
 def quiet_upstream() -> None:
     """Silence what upstream says to its own developers, each with its reason; must run before torch is imported."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports each run; medical data stays unmentioned
@@ -136,6 +151,8 @@ def quiet_upstream() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # peft 0.21 and trl 1.16 read transformers' old name of activation checkpointing.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    # datasets 5.2 prints what it raises; the error that is told names the line as well.
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")

@@ -126,13 +126,25 @@ def check_encoder(encoder: PromptEncoder) -> None:
                 "prompt.format: the model's chat template writes today's date and takes none, so each day would train "
                 "on other tokens. Use prompt.format: sections."
             )
-        if encoder.encode_prompt("a", "") != encoder._ids(
-            encoder._chat_text("a", "", answer=_ANSWER_PLACE).split(_ANSWER_PLACE)[0]
-        ):
-            raise ModelError(
-                "prompt.format: the model's chat template writes another prompt when an answer follows, so training "
-                "and answering would differ. Use prompt.format: sections."
-            )
+        _check_conversation(encoder)
     ids = encoder.encode_prompt("a", "b")
     if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
         raise ModelError("prompt: the prompt begins with two BOS tokens. Use prompt.format: sections.")
+
+
+def _check_conversation(encoder: PromptEncoder) -> None:
+    from jinja2 import TemplateError
+
+    try:
+        asked = encoder.encode_prompt("a", "")
+        answered = encoder._chat_text("a", "", answer=_ANSWER_PLACE)
+    except TemplateError as error:  # such as one without a system role
+        remedy = "Leave prompt.system out" if encoder.prompt.system else "Use prompt.format: sections"
+        raise ModelError(
+            f"prompt.format: the model's chat template refuses a conversation: {error}. {remedy}."
+        ) from None
+    if asked != encoder._ids(answered.split(_ANSWER_PLACE)[0]):
+        raise ModelError(
+            "prompt.format: the model's chat template writes another prompt when an answer follows, so training "
+            "and answering would differ. Use prompt.format: sections."
+        )

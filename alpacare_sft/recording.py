@@ -104,6 +104,12 @@ def _out_of_memory(recipe: Recipe) -> str:
     return f"the card's memory is full. The last checkpoint is kept. Change one of: {'; '.join(hints)}."
 
 
+def effective_batch_size(trainer: AnswerSFTTrainer) -> int:
+    """Rows behind one optimizer step, over all processes."""
+    args = trainer.args
+    return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
+
+
 def summarize_training(trainer: AnswerSFTTrainer, account: Account) -> dict[str, Any]:
     """The section `train` of a record: steps, speed, memory and losses."""
     state = trainer.state
@@ -124,7 +130,5 @@ def summarize_training(trainer: AnswerSFTTrainer, account: Account) -> dict[str,
         "eval_loss": state.best_metric if state.best_metric is not None else (evaluations[-1] if evaluations else None),
         "best_step": state.best_global_step or None,
         "stopped_early": stopped_early,
-        "effective_batch_size": trainer.args.train_batch_size
-        * trainer.args.gradient_accumulation_steps
-        * trainer.args.world_size,
+        "effective_batch_size": effective_batch_size(trainer),
     }

@@ -106,7 +106,7 @@ class RunDirectory:
 
     def holds_work(self) -> bool:
         """Whether there is something that beginning anew would lose: a checkpoint or an adapter."""
-        return self.has_adapter() or any(self.checkpoints.glob("checkpoint-*"))
+        return self.has_adapter() or bool(list(self.checkpoints.glob("checkpoint-*")))
 
     def read_record(self) -> dict[str, Any]:
         """The record, or an empty one if the run has none yet.

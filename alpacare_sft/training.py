@@ -20,7 +20,7 @@ from alpacare_sft.data.report import describe_rows
 from alpacare_sft.errors import RunError, StoppedError
 from alpacare_sft.model import base_identity, load_base_model, load_tokenizer
 from alpacare_sft.recipe.writing import read_resolved, recipe_differences
-from alpacare_sft.recording import is_main_process, recorded, say, summarize_training
+from alpacare_sft.recording import effective_batch_size, is_main_process, recorded, say, summarize_training
 from alpacare_sft.report import save_data_report, save_training_report
 from alpacare_sft.run import RunDirectory, check_free_disk, new_directory, write_json, write_text
 
@@ -123,6 +123,7 @@ def _run(recipe: Recipe, run: RunDirectory, stop: StopOnSignal, precision: hardw
     trainer.add_callback(stop)
     parameters = check_adapter(trainer.model)
     say(f"LoRA: {parameters['trainable']:,} of {parameters['total']:,} parameters are trained")
+    say(f"each step learns {effective_batch_size(trainer)} rows, over {trainer.args.world_size} process(es)")
     check_free_disk(run.path, _disk_need_bytes(recipe, parameters["trainable"]))
     _train_or_resume(trainer, recipe, run)
     account = trainer.account

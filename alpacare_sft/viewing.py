@@ -16,7 +16,7 @@ from alpacare_sft.model import load_tokenizer
 from alpacare_sft.run import RunDirectory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from alpacare_sft.recipe import Recipe
 
@@ -69,31 +69,35 @@ def funnel_table(report: Mapping[str, Any]) -> Table:
 
 
 def split_table(report: Mapping[str, Any]) -> Table:
-    """Rows and tokens of each split, and what truncation costs."""
-    table = Table(title=f"splits, at most {report['max_length']} tokens", title_justify="left")
-    table.add_column("split")
-    for name in ("rows", "with input", "cut", "learnt tokens", "cut off", "prompt tokens", "answer tokens"):
+    """Rows and tokens of each split, what truncation costs, and what may have leaked."""
+    table = Table(title="splits", title_justify="left")
+    table.add_column("")
+    for name in report["splits"]:
         table.add_column(name, justify="right")
-    for name, split in report["splits"].items():
-        if not split["rows"]:
-            table.add_row(name, "0")
-            continue
-        prompt, answer = split["prompt_tokens"], split["completion_tokens"]
-        table.add_row(
-            name,
-            f"{split['rows']:,}",
-            f"{split['with_input']:,}",
-            f"{split['truncated']:,}",
-            f"{split['learnt_tokens']:,}",
-            f"{split['cut_tokens']:,}",
-            f"{prompt['median']:.0f}, {prompt['max']:,}",
-            f"{answer['median']:.0f}, {answer['max']:,}",
-        )
-    table.add_row("unused", f"{report['rows']['unused']:,}")
+    lines: dict[str, Callable[[Any], str]] = {
+        "rows": lambda split: f"{split['rows']:,}",
+        "with an input": lambda split: f"{split['with_input']:,}",
+        "answers that end without a full stop": lambda split: f"{split['open_end']:,}",
+        f"longer than {report['max_length']} tokens": lambda split: f"{split['truncated']:,}",
+        "answer tokens cut off": lambda split: f"{split['cut_tokens']:,}",
+        "learnt tokens": lambda split: f"{split['learnt_tokens']:,}",
+        "prompt tokens, median and longest": lambda split: _middle_and_end(split["prompt_tokens"]),
+        "answer tokens, median and longest": lambda split: _middle_and_end(split["completion_tokens"]),
+    }
+    for label, show in lines.items():
+        table.add_row(label, *(show(split) if split["rows"] else "-" for split in report["splits"].values()))
+    near = report["near_duplicates"]
     table.caption = (
-        f"prompt and answer tokens: median, longest; questions that stand in two splits: {report['shared_questions']}"
+        f"{report['rows']['unused']:,} rows in no split. Questions that stand in two splits: "
+        f"{report['shared_questions']}. Test rows that nearly repeat a training row (similarity "
+        f"{near['threshold']} or more): {near['test_rows']}."
     )
+    table.caption_justify = "left"
     return table
+
+
+def _middle_and_end(lengths: Mapping[str, Any]) -> str:
+    return f"{lengths['median']:,.0f}, {lengths['max']:,}"
 
 
 def row_panel(row: Mapping[str, Any], tokenizer: Any) -> Panel:

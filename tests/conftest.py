@@ -17,7 +17,7 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from alpacare_sft.data.load import EMBEDDED_FILES
+from alpacare_sft.data.files import EMBEDDED_FILES
 from alpacare_sft.recipe import Recipe, load_recipe
 
 CHAT_TEMPLATE = (
@@ -92,9 +92,8 @@ def tokenizer(tiny_model: Path) -> Any:
     return load_tokenizer(ModelSection(model_name_or_path=str(tiny_model)))
 
 
-@pytest.fixture
-def document(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
-    """A recipe that trains the tiny model on embedded rows in seconds; tests change what they need."""
+def tiny_document(tiny_model: Path, output_dir: Path) -> dict[str, Any]:
+    """A recipe that trains the tiny model on embedded rows in seconds."""
     return {
         "model": {"model_name_or_path": str(tiny_model)},
         "data": {"path": "embedded", "splits": {"train": 24, "validation": 6, "test": 6}},
@@ -113,8 +112,14 @@ def document(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
             "load_best_model_at_end": True,
             "use_cpu": True,
         },
-        "output_dir": str(tmp_path / "run"),
+        "output_dir": str(output_dir),
     }
+
+
+@pytest.fixture
+def document(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
+    """The tiny recipe as a mapping; tests change what they need."""
+    return tiny_document(tiny_model, tmp_path / "run")
 
 
 @pytest.fixture

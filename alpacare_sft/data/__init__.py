@@ -1,5 +1,6 @@
 """Rows in, cleaned, encoded, split and counted.
 
+- `files`: local files → rows, with the line of what is wrong
 - `load`: Hub, files or package → text columns
 - `clean`: the counted cleaning steps
 - `split`: the draw, in groups

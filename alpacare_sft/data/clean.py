@@ -144,6 +144,8 @@ def _drop_duplicates(rows: Dataset, num_proc: int | None) -> tuple[Dataset, int]
 
 def _change(change: Callable[..., str], columns: tuple[str, ...] = COLUMNS, **options: Any) -> Step:
     def step(rows: Dataset, num_proc: int | None) -> tuple[Dataset, int]:
+        if len(rows) == 0:  # `map` would not add the column
+            return rows, 0
         rows = rows.map(
             _apply,
             batched=True,

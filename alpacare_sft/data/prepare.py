@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.clean import clean_rows
+from alpacare_sft.data.leaks import find_near_duplicates
 from alpacare_sft.data.load import load_rows, show_progress
 from alpacare_sft.data.split import SPLITS, split_rows
 from alpacare_sft.errors import DataError
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
     from alpacare_sft.recipe import Recipe
 
+# An answer whose last character closes nothing was often cut where it was made; its end token is learnt all the same.
+_ENDS_OPEN = re.compile(r"[\w,;–—-]$")
 MANY_ROWS = 5_000
 MAX_PROCESSES = 8
 TEXT_COLUMNS = ("id", "instruction", "input", "output")
@@ -88,6 +92,7 @@ def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared
         "seed": recipe.data.seed,
         "splits": {name: _split_summary(splits[name]) for name in SPLITS},
         "shared_questions": _count_shared_questions(splits),
+        "near_duplicates": find_near_duplicates(splits, recipe.data.constants),
     }
     return PreparedData(splits, report)
 
@@ -147,6 +152,7 @@ def _split_summary(rows: Dataset) -> dict[str, Any]:
     return {
         "rows": len(rows),
         "with_input": sum(bool(text) for text in rows["input"]),
+        "open_end": sum(_ENDS_OPEN.search(text) is not None for text in rows["output"]),
         "truncated": sum(rows["truncated"]),
         "prompt_tokens": _quantiles(prompt),
         "completion_tokens": _quantiles(completion),

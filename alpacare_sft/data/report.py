@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 NUM_EXAMPLES = 50
+NUM_EXTREMES = 5
 
 
 def encoded_segments(row: Mapping[str, Any], tokenizer: Any) -> list[tuple[str, bool]]:
@@ -33,7 +34,34 @@ def describe_rows(splits: Mapping[str, Dataset], tokenizer: Any) -> dict[str, An
     for name, rows in splits.items():
         share = max(1, round(NUM_EXAMPLES * len(rows) / total)) if len(rows) else 0
         examples += [describe_row(rows[index], name, tokenizer) for index in range(min(share, len(rows)))]
-    return {"lengths": lengths, "examples": examples[:NUM_EXAMPLES]}
+    return {"lengths": lengths, "examples": examples[:NUM_EXAMPLES], "extremes": _extremes(splits, tokenizer)}
+
+
+def _extremes(splits: Mapping[str, Dataset], tokenizer: Any) -> dict[str, Any]:
+    """The rows that a person should look at first: shortest and longest answers, and the most repetitive."""
+    rows = [(name, part, index) for name, part in splits.items() for index in range(len(part))]
+    lengths = [length for part in splits.values() for length in part["completion_tokens"]]
+    repetitions = [repetition(text) for part in splits.values() for text in part["output"]]
+
+    def describe(place: int) -> dict[str, Any]:
+        name, part, index = rows[place]
+        return describe_row(part[index], name, tokenizer) | {"repetition": repetitions[place]}
+
+    by_length = sorted(range(len(rows)), key=lambda place: lengths[place])
+    by_repetition = sorted(range(len(rows)), key=lambda place: -repetitions[place])
+    repetitive = [place for place in by_repetition[:NUM_EXTREMES] if repetitions[place] > 0]
+    return {
+        "shortest": [describe(place) for place in by_length[:NUM_EXTREMES]],
+        "longest": [describe(place) for place in reversed(by_length[-NUM_EXTREMES:])],
+        "most_repetitive": [describe(place) for place in repetitive],
+    }
+
+
+def repetition(text: str) -> float:
+    """Share of a text's four-word runs that it had before: 0 for none, towards 1 for a loop."""
+    words = text.casefold().split()
+    runs = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def describe_row(row: Mapping[str, Any], split: str, tokenizer: Any) -> dict[str, Any]:

@@ -122,8 +122,8 @@ def unknown_key(section: str, key: str, known: list[str]) -> str:
     if close:
         nearest = f"{section}.{close[0]}" if section else close[0]
         return f"{dotted} is not a key. Did you mean {nearest}?"
-    listed = ", ".join(known) if len(known) < 15 else "recipes/README.md lists them"
-    return f"{dotted} is not a key{f' of {section}' if section else ''}. Known keys: {listed}."
+    listed = f"Known keys: {', '.join(known)}." if len(known) < 15 else "recipes/README.md says where they are listed."
+    return f"{dotted} is not a key{f' of {section}' if section else ''}. {listed}"
 
 
 def refused_key(section: str, key: str) -> str | None:
@@ -140,8 +140,12 @@ def bound_faults(train: Mapping[str, Any], lora: Mapping[str, Any]) -> Iterator[
         value = train[key]
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        if not math.isfinite(value) or value < low or (value == low and not included):
+        if not math.isfinite(value):
+            yield f"train.{key} must be a finite number, got {value:g}."
+        elif value < low or (value == low and not included):
             yield f"train.{key} must be {'at least' if included else 'more than'} {low}, got {value:g}."
+    if train["seed"] >= 2**32:
+        yield f"train.seed must be less than 2**32, as numpy's is, got {train['seed']}."
     if train["max_length"] is None:
         yield "train.max_length must be a number of tokens, got null. The reference is 512."
     if isinstance(train["warmup_steps"], float) and train["warmup_steps"] == 1.0:

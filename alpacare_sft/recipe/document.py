@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +16,48 @@ from alpacare_sft.errors import RecipeError
 class _RecipeLoader(yaml.SafeLoader):
     """YAML as its version 1.2 reads it, where `no` is a word and `2e-4` a number.
 
-    PyYAML follows version 1.1, which turns `eval_strategy: no` into False and `2e-4` into text.
+    PyYAML follows version 1.1, which turns `eval_strategy: no` into False, `2e-4` into text, `010`
+    into 8 and `12:30` into 750.
     """
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.duplicates: list[str] = []
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: dict[str, int] = {}
-        for key_node, _ in node.value:
-            key, line = str(key_node.value), key_node.start_mark.line + 1
-            if key in seen and key != "<<":
-                self.duplicates.append(
-                    f"{key} must stand once, got it again on line {line} after line {seen[key]}. Keep one of them."
-                )
-            seen.setdefault(key, line)
-        return super().construct_mapping(node, deep)
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = str(self.construct_scalar(node))
+        return int(text, 16 if "x" in text else 8 if "o" in text else 10)
 
 
 _RecipeLoader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
+    letter: [
+        (tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":int", ":float", ":timestamp"))
+    ]
     for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _RecipeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
 _RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789")
+)
+_RecipeLoader.add_constructor("tag:yaml.org,2002:int", _RecipeLoader.construct_yaml_int)
+_RecipeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|nan)$", re.IGNORECASE),
     list("-+0123456789."),
 )
+
+
+class _RecipeDumper(yaml.SafeDumper):
+    """Quotes text that either version of YAML would read as something else, such as `no` or `2e-4`."""
+
+
+_RecipeDumper.yaml_implicit_resolvers = {
+    letter: yaml.SafeDumper.yaml_implicit_resolvers.get(letter, []) + _RecipeLoader.yaml_implicit_resolvers[letter]
+    for letter in _RecipeLoader.yaml_implicit_resolvers
+}
+
+
+def dump_yaml(document: Mapping[str, Any]) -> str:
+    """YAML that `parse_yaml` reads back to an equal mapping."""
+    return yaml.dump(document, Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def parse_yaml(text: str) -> tuple[Any, list[str]]:
@@ -57,9 +68,22 @@ def parse_yaml(text: str) -> tuple[Any, list[str]]:
     """
     loader = _RecipeLoader(text)
     try:
-        return loader.get_single_data(), loader.duplicates
+        node = loader.get_single_node()
+        duplicates = list(_duplicates(node))  # before construction, which merges `<<` into the nodes
+        return None if node is None else loader.construct_document(node), duplicates
     finally:
         loader.dispose()
+
+
+def _duplicates(node: yaml.Node | None, section: str = "") -> Iterator[str]:
+    lines: dict[str, int] = {}
+    for key_node, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        key, line = f"{section}{key_node.value}", key_node.start_mark.line + 1
+        if key in lines and key_node.value != "<<":
+            yield f"{key} must stand once, got it again on line {line} after line {lines[key]}. Keep one of them."
+        lines.setdefault(key, line)
+        if value.start_mark.index >= key_node.end_mark.index:  # an alias stands elsewhere, where it is looked at
+            yield from _duplicates(value, f"{key}.")
 
 
 def read_document(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -69,29 +93,38 @@ def read_document(path: Path) -> tuple[dict[str, Any], list[str]]:
         RecipeError: if the file cannot be read or is not a mapping of sections.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise RecipeError(f"{path} must be a recipe file, none is there.{_nearest_file(path)}") from None
     except IsADirectoryError:
         raise RecipeError(f"{path} must be a recipe file, got a directory. Name the YAML file in it.") from None
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} must be UTF-8 text, byte {error.start} is not. Save it as UTF-8.") from None
+        line = content[: error.start].count(b"\n") + 1
+        raise RecipeError(f"{path} must be UTF-8 text, line {line} is not. Save it as UTF-8.") from None
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror}.") from None
     try:
         document, duplicates = parse_yaml(text)
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        hint = " Indent with spaces, YAML takes no tabs." if "\\t" in str(error.problem) else ""
-        raise RecipeError(f"{path}, line {line}: not valid YAML: {error.problem}.{hint}") from None
+        raise RecipeError(_yaml_fault(path, error)) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{path}: not valid YAML: {error}.") from None
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(document, dict):
         found = "nothing" if document is None else type(document).__name__
         raise RecipeError(
             f"{path} must be a mapping of sections (model, data, train, …), got {found}. Start from recipes/demo.yaml."
         )
     return document, duplicates
+
+
+def _yaml_fault(path: Path, error: yaml.MarkedYAMLError) -> str:
+    line = error.problem_mark.line + 1 if error.problem_mark else "?"
+    problem = str(error.problem)
+    if problem.startswith("but "):  # PyYAML's sentence begins in its context
+        problem = f"{error.context} {problem}"
+    hint = " Indent with spaces, YAML takes no tabs." if "\\t" in problem else ""
+    return f"{path}, line {line}: not valid YAML: {problem}.{hint}"
 
 
 def _nearest_file(path: Path) -> str:
@@ -119,10 +152,21 @@ def parse_overrides(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
             if not rest or (rest[0].startswith("--") and not _is_number(rest[0])):
                 raise RecipeError(f"--{key} must be followed by a value.")
             value = rest.pop(0)
-        try:
-            yield key, parse_yaml(value)[0]
-        except yaml.YAMLError:
-            yield key, value
+        if not all(key.split(".")):
+            raise RecipeError(f"an override must be a dotted key such as --train.max_steps, got --{key}.")
+        yield key, _override_value(value)
+
+
+def _override_value(text: str) -> Any:
+    """A word of the command line as YAML; a sentence with `: `, ` #` or a leading dash in it stays text."""
+    try:
+        value = parse_yaml(text)[0]
+    except yaml.YAMLError:
+        return text
+    start = text.lstrip()[:1]
+    is_text = isinstance(value, str) and start not in ("'", '"', "!")
+    is_block = isinstance(value, dict | list) and start not in ("{", "[")
+    return text if is_text or is_block or start == "#" else value
 
 
 def _is_number(word: str) -> bool:

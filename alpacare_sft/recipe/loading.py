@@ -13,7 +13,7 @@ from typing import Any, Literal
 from alpacare_sft.errors import RecipeError
 from alpacare_sft.recipe import checks, sections
 from alpacare_sft.recipe.document import apply_overrides, parse_overrides, read_document
-from alpacare_sft.recipe.values import describe_type, fits_type, is_strictly, show_value
+from alpacare_sft.recipe.values import describe_type, fits_type, quotes_remedy, show_value, takes_text_or_null
 
 SECTIONS: dict[str, type] = {
     "model": sections.ModelSection,
@@ -115,7 +115,8 @@ def recipe_from_document(document: dict[str, Any], source: str = "", faults: Seq
     if not found:
         parsed = _parse(document)
     if parsed is None:
-        found += _value_faults(document)
+        told = {fault.split(" ", 1)[0] for fault in found}
+        found += [fault for fault in _value_faults(document) if fault.split(" ", 1)[0] not in told]
         if not found:  # a fault of no single value; jsonargparse's own words are all there is
             found.append(_parse_error(document))
         found += list(_checks_of_what_parses(document, found))
@@ -181,14 +182,20 @@ def _refused_faults(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _parse(document: Mapping[str, Any]) -> Any | None:
-    """The parsed namespace, or None where jsonargparse refuses a value."""
+    """The parsed namespace, or None where a value does not fit.
+
+    jsonargparse 4.53 does not check the bounds of a section's `Annotated` fields, `_value_faults` does.
+    """
     from argparse import ArgumentError
 
     try:
         parsed = build_parser().parse_object(_typed(document))
     except (ArgumentError, ValueError, TypeError):
         return None
-    return None if list(_value_faults(document, strict_only=True)) else parsed
+    for dotted, value, annotation in _leaves(document):
+        if isinstance(value, str) and takes_text_or_null(annotation):
+            parsed[dotted] = value  # jsonargparse 4.53 reads text such as `# Role` as null
+    return None if _value_faults(document) else parsed
 
 
 def _parse_error(document: Mapping[str, Any]) -> str:
@@ -207,12 +214,12 @@ def _typed(document: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _value_faults(document: Mapping[str, Any], strict_only: bool = False) -> list[str]:
+def _value_faults(document: Mapping[str, Any]) -> list[str]:
     """A fault for each leaf whose value does not fit its annotation."""
     return [
-        f"{dotted} must be {describe_type(annotation)}, got {show_value(value)}."
+        f"{dotted} must be {describe_type(annotation)}, got {show_value(value)}.{quotes_remedy(value, annotation)}"
         for dotted, value, annotation in _leaves(document)
-        if not (is_strictly(value, annotation) if strict_only else fits_type(value, annotation))
+        if not fits_type(value, annotation)
     ]
 
 

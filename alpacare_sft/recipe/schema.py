@@ -50,6 +50,8 @@ def recipe_schema() -> dict[str, Any]:
         if schema.get("type") == "object":
             schema["additionalProperties"] = False
     properties["output_dir"] = {"type": "string", "description": TOP_KEYS["output_dir"]}
+    _sort_alternatives(properties)
+    _sort_alternatives(definitions)
     properties["resume"] = {"enum": ["auto", "never"], "default": "auto", "description": TOP_KEYS["resume"]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -60,6 +62,15 @@ def recipe_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "$defs": definitions,
     }
+
+
+def _sort_alternatives(schema: Any) -> None:
+    """Sort each `anyOf`, in place: the order of a union's members varies with what was imported first."""
+    inner = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    for value in inner:
+        _sort_alternatives(value)
+    if isinstance(schema, dict) and isinstance(schema.get("anyOf"), list):
+        schema["anyOf"].sort(key=lambda alternative: json.dumps(alternative, sort_keys=True, default=str))
 
 
 def recipe_schema_text() -> str:

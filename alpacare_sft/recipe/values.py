@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import functools
+import operator
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -17,14 +19,20 @@ _BOUND_WORDS = (("gt", "more than"), ("ge", "at least"), ("lt", "less than"), ("
 
 
 def fits_type(value: Any, annotation: Any) -> bool:
+    """Whether a value of a recipe is one that its key can hold."""
     from argparse import ArgumentError
 
     from jsonargparse import ArgumentParser
 
     if not is_strictly(value, annotation):
         return False
+    parts = _flatten(annotation)
+    if isinstance(value, float):  # jsonargparse takes 1.0 for an int, and one row is not all rows
+        parts = [part for part in parts if _plain(part) is not int]
+        if not parts:
+            return False
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=annotation)
+    parser.add_argument("--value", type=functools.reduce(operator.or_, parts))
     try:
         parser.parse_object({"value": value})
     except (ArgumentError, ValueError, TypeError):
@@ -80,6 +88,18 @@ def describe_type(annotation: Any) -> str:
     return " or ".join(dict.fromkeys(words))
 
 
+def takes_text_or_null(annotation: Any) -> bool:
+    """Whether a value is either text or null, so that text is never anything else."""
+    return set(_flatten(annotation)) == {str, type(None)}
+
+
+def quotes_remedy(value: Any, annotation: Any) -> str:
+    """What to do about a number or a truth value that stands for text, such as a commit `1234567`."""
+    wants_text = str in {_plain(part) for part in _flatten(annotation)}
+    return " Put it in quotes." if wants_text and isinstance(value, int | float) else ""
+
+
 def show_value(value: Any) -> str:
+    """A value as a message shows it, cut where it is long."""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) < 80 else text[:77] + "..."

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 
+from alpacare_sft.recipe.document import dump_yaml, read_document
 from alpacare_sft.recipe.loading import SECTIONS, Recipe, recipe_from_document, upstream_defaults
 
 # Keys of `train` that change what is shown or kept, and never the adapter.
@@ -63,7 +63,7 @@ def given_values(recipe: Recipe, section: str) -> dict[str, Any]:
 def recipe_yaml(recipe: Recipe) -> str:
     """The resolved recipe as YAML."""
     head = "# The resolved recipe of this run. Keys of train and lora that are not here have upstream's defaults.\n"
-    return head + yaml.safe_dump(recipe_document(recipe), sort_keys=False, allow_unicode=True, width=100)
+    return head + dump_yaml(recipe_document(recipe))
 
 
 def read_resolved(path: Path) -> Recipe:
@@ -72,8 +72,6 @@ def read_resolved(path: Path) -> Recipe:
     Raises:
         RecipeError: if it was changed into something that cannot work.
     """
-    from alpacare_sft.recipe.document import read_document
-
     document, faults = read_document(path)
     return recipe_from_document(document, source=str(path), faults=faults)
 

@@ -1,0 +1,154 @@
+"""How the package is built: who may import whom, what loads late, and what is public."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import alpacare_sft
+
+PACKAGE = Path(alpacare_sft.__file__).parent
+
+# A module imports only from those above it: data's way through the house is one way.
+ORDER = [
+    "",
+    "errors",
+    "recipe.sections",
+    "recipe.document",
+    "recipe.checks",
+    "recipe.values",
+    "recipe.loading",
+    "recipe",
+    "recipe.writing",
+    "recipe.schema",
+    "run",
+    "pictures",
+    "report",
+    "hardware",
+    "prompt",
+    "model",
+    "data.files",
+    "data.load",
+    "data.clean",
+    "data.leaks",
+    "data.split",
+    "data.report",
+    "data.prepare",
+    "data",
+    "callbacks",
+    "trainer",
+    "building",
+    "checkpoints",
+    "adapter",
+    "recording",
+    "training",
+    "viewing",
+    "generation",
+    "metrics",
+    "evaluation",
+    "cli",
+    "__main__",
+]
+
+HEAVY = {"accelerate", "bitsandbytes", "datasets", "evaluate", "matplotlib", "numpy", "peft", "scipy", "torch"}
+HEAVY |= {"transformers", "trl"}
+# What a module needs as soon as it is imported: its classes inherit from it, or every call needs it.
+LOADS_AT_IMPORT = {
+    "callbacks": ["torch", "transformers"],
+    "evaluation": ["torch"],
+    "generation": ["torch"],
+    "metrics": ["numpy", "scipy"],
+    "trainer": ["torch", "transformers", "trl"],
+}
+LIGHT = ["errors", "recipe", "recipe.sections", "recipe.writing", "run", "report", "data", "prompt", "model", "cli"]
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def statements(node: ast.AST, inside_functions: bool) -> Iterator[ast.AST]:
+    """Every statement under a node, but not what stands under `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and not inside_functions:
+            continue
+        yield child
+        yield from statements(child, inside_functions)
+
+
+@cache
+def imports(module: str, inside_functions: bool) -> frozenset[str]:
+    """Dotted names that a module imports."""
+    found: set[str] = set()
+    for statement in statements(ast.parse(MODULES[module].read_text(encoding="utf-8")), inside_functions):
+        if isinstance(statement, ast.Import):
+            found |= {alias.name for alias in statement.names}
+        elif isinstance(statement, ast.ImportFrom):
+            assert statement.level == 0, f"{module} imports by a relative name"
+            found |= {f"{statement.module}.{alias.name}" for alias in statement.names}
+    return frozenset(found)
+
+
+def ours(module: str, inside_functions: bool = True) -> set[str]:
+    """Modules of the package that a module imports."""
+    names = (name for name in imports(module, inside_functions) if name.split(".")[0] == "alpacare_sft")
+    dotted = [name.removeprefix("alpacare_sft").lstrip(".") for name in names]
+    return {name if name in MODULES else name.rpartition(".")[0] for name in dotted} - {module}
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert sorted(ORDER) == sorted(MODULES)
+
+
+@pytest.mark.parametrize("module", [name for name in ORDER if name in MODULES])
+def test_a_module_imports_only_from_those_above_it(module: str) -> None:
+    assert sorted(ours(module) - set(ORDER[: ORDER.index(module)])) == []
+
+
+def test_heavy_libraries_load_where_they_are_used() -> None:
+    found = {
+        module: sorted({name.split(".")[0] for name in imports(module, inside_functions=False)} & HEAVY)
+        for module in ORDER
+        if module in MODULES
+    }
+    assert {module: names for module, names in found.items() if names} == LOADS_AT_IMPORT
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_a_light_module_imports_no_heavy_one(module: str) -> None:
+    seen, waiting = set(), [module]
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        waiting += sorted(ours(name, inside_functions=False) - seen)
+    assert sorted(seen & set(LOADS_AT_IMPORT)) == []
+
+
+def test_public_names_are_those_that_load() -> None:
+    assert alpacare_sft.__all__ == sorted({*alpacare_sft._HOMES, "__version__"})
+    for name, home in alpacare_sft._HOMES.items():
+        assert getattr(alpacare_sft, name) is getattr(import_module(f"alpacare_sft.{home}"), name)
+
+
+def test_a_name_that_is_not_public_is_told_as_any_missing_name() -> None:
+    with pytest.raises(AttributeError, match="module 'alpacare_sft' has no attribute 'trian'"):
+        alpacare_sft.trian  # noqa: B018
+
+
+def test_every_directory_of_the_package_is_packaged() -> None:
+    import tomllib
+
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {path.parent.relative_to(PACKAGE.parent).as_posix().replace("/", ".") for path in MODULES.values()}
+    assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(folders)
