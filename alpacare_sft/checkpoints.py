@@ -46,9 +46,9 @@ class Checkpoint:
         The Trainer keeps the path as it was written and forgets a best checkpoint that it does not
         find there, and with it the weights that it should end with.
         """
-        name = self.state.get("best_model_checkpoint")
-        if name and self.best() != self.path and Path(name) != self.best():
-            self.state["best_model_checkpoint"] = str(self.best())
+        written, best = Path(self.state.get("best_model_checkpoint") or ""), self.best()
+        if written.name == best.name and written != best:
+            self.state["best_model_checkpoint"] = str(best)
             write_json(self.path / _STATE, self.state)
 
 

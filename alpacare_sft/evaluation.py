@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ def evaluate(recipe: Recipe, *, limit: int | None = None) -> dict[str, Any]:
         model = model.to("cuda" if hardware.has_card() and not recipe.train["use_cpu"] else "cpu")
     model.eval()
     encoder = PromptEncoder(tokenizer, trained.prompt)
-    encoded = [encoder.encode_row(row, trained.train["max_length"]) for row in rows]
+    encoded = [encoder.encode_row(row, max_length=sys.maxsize) for row in rows]  # references are never cut
     prompts = [encoder.encode_prompt(row["instruction"], row["input"]) for row in rows]
     base = _measure(model, tokenizer, prompts, encoded, recipe, "base")
     adapter = _measure(_with_adapter(model, run), tokenizer, prompts, encoded, recipe, "adapter")
@@ -72,6 +73,8 @@ class Measured:
     """Answers and reference losses of one model, in the order of the rows."""
 
     answers: list[Answer]
+    """Empty if no score needs them."""
+
     losses: list[float]
     """Mean negative log-likelihood of each reference, teacher forced, in nats a token."""
 
@@ -103,6 +106,8 @@ def _measure(
     from rich.progress import track
 
     losses = [reference_loss(model, row) for row in encoded]
+    if "rouge" not in recipe.evaluate.metrics:
+        return Measured([], losses)
     found = generate_answers(model, tokenizer, prompts, recipe.generate)
     shown = track(found, f"answers of {who}", total=len(prompts), console=Console(stderr=True))
     answers = dict(shown)
@@ -140,8 +145,8 @@ def _score(rows: Sequence[Mapping[str, Any]], base: Measured, adapter: Measured,
         ours, theirs = (metrics.rouge_scores([a.text for a in m.answers], references) for m in (adapter, base))
         for kind in metrics.ROUGE_TYPES:
             scores["metrics"][kind] = metrics.paired_summary(theirs[kind], ours[kind], **settings)
-    for name, measured in (("base", base), ("adapter", adapter)):
-        scores.setdefault("cut_at_max_new_tokens", {})[name] = sum(not a.finished for a in measured.answers) / len(rows)
+        cut = {name: [not a.finished for a in m.answers] for name, m in (("base", base), ("adapter", adapter))}
+        scores["cut_at_max_new_tokens"] = {name: sum(flags) / len(rows) for name, flags in cut.items()}
     return scores
 
 
@@ -153,8 +158,10 @@ def _save(
         line = {"id": row["id"], "prompt": {"instruction": row["instruction"], "input": row["input"]}}
         line |= {"reference": row["output"]}
         for name, measured in (("base", base), ("adapter", adapter)):
-            answer = measured.answers[index]
-            line |= {name: answer.text, f"{name}_finished": answer.finished, f"{name}_loss": measured.losses[index]}
+            line[f"{name}_loss"] = measured.losses[index]
+            if measured.answers:
+                answer = measured.answers[index]
+                line |= {name: answer.text, f"{name}_finished": answer.finished}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     write_text(run.path / "eval" / "predictions.jsonl", "".join(lines))
     write_json(run.path / "eval" / "scores.json", scores)
@@ -169,10 +176,11 @@ def _show(
     run: RunDirectory,
 ) -> None:
     console = Console()
-    for index in range(min(SIDE_BY_SIDE, len(rows))):
+    for index in range(min(SIDE_BY_SIDE, len(base.answers))):
         console.print(_side_by_side(rows[index], base.answers[index], adapter.answers[index]))
     console.print(_score_table(scores))
-    console.print(f"[italic]{escape(recipe.safety.disclaimer)}[/italic]")
+    if base.answers:
+        console.print(f"[italic]{escape(recipe.safety.disclaimer)}[/italic]")
     console.print(f"\nwritten to {escape(str(run.path / 'eval'))}: predictions.jsonl, scores.json")
 
 

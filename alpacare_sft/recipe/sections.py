@@ -191,7 +191,7 @@ class EvaluateSection:
     """How the test rows are scored."""
 
     metrics: list[Literal["rouge", "loss"]] = field(default_factory=lambda: ["rouge", "loss"])
-    """Scores to compute."""
+    """Scores to compute: `rouge` of written answers, `loss` on the references (which writes none)."""
 
     baseline: bool = True
     """Score the base model on the same rows, so that the difference can be told."""
