@@ -152,9 +152,8 @@ def report(figures: dict[str, list[dict[str, Any]]]) -> None:
             f"   ({ratios[0]:.3f}-{ratios[-1]:.3f})"
         )
     worst = max(abs(a - b) for ours, plain in pairs for a, b in zip(ours["losses"], plain["losses"], strict=True))
-    print(
-        f"{'largest loss difference':26}{worst:12.2e}   over {len(pairs[0][0]['losses'])} steps, {pairs[0][0]['precision']}"
-    )
+    steps, precision = len(pairs[0][0]["losses"]), pairs[0][0]["precision"]
+    print(f"{'largest loss difference':26}{worst:12.2e}   over {steps} steps, {precision}")
 
 
 if __name__ == "__main__":
