@@ -34,6 +34,7 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     with _told_by_cause(model):
+        _refuse_adapter(model)
         tokenizer = AutoTokenizer.from_pretrained(_source(model), **_revision(model))
     set_pad_token(tokenizer)
     return tokenizer
@@ -84,6 +85,7 @@ def load_base_model(model: ModelSection, dtype: str) -> PreTrainedModel:
         options["quantization_config"] = _quantization(chosen)
         options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"}
     with _told_by_cause(model):
+        _refuse_adapter(model)
         base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(_source(model), **_revision(model), **options)
     base.requires_grad_(False)
     return base
@@ -93,8 +95,16 @@ def base_identity(model: ModelSection, base: PreTrainedModel) -> dict[str, str |
     """The base's public name and the commit that its revision stood for, for records and cards."""
     if model.model_name_or_path == EMBEDDED:
         return {"name": EMBEDDED_NAME, "revision": None}
-    commit = getattr(base.config, "_commit_hash", None)
-    return {"name": model.model_name_or_path, "revision": commit or model.model_revision}
+    return {"name": model.model_name_or_path, "revision": _commit(base, model.model_revision)}
+
+
+def _commit(base: PreTrainedModel, revision: str) -> str:
+    """The commit that was loaded, from the cache; transformers 5.23 no longer keeps it in the config."""
+    from huggingface_hub import try_to_load_from_cache
+
+    source = base.config.name_or_path
+    config = None if Path(source).is_dir() else try_to_load_from_cache(source, "config.json", revision=revision)
+    return Path(config).parent.name if isinstance(config, str) else revision
 
 
 def _quantization(compute_dtype: Any) -> Any:
@@ -114,16 +124,24 @@ def _source(model: ModelSection) -> str:
     if model.model_name_or_path == EMBEDDED:
         return str(embedded_model())
     local = Path(model.model_name_or_path).expanduser()
-    if (local / "adapter_config.json").exists() and not (local / "config.json").exists():
-        raise ModelError(
-            f"model.model_name_or_path must be a base model, {local} holds an adapter. Name the model that it was "
-            "trained on (base_model_name_or_path in its adapter_config.json)."
-        )
     return str(local) if local.exists() else model.model_name_or_path
 
 
 def _revision(model: ModelSection) -> dict[str, str]:
     return {} if model.model_name_or_path == EMBEDDED else {"revision": model.model_revision}
+
+
+def _refuse_adapter(model: ModelSection) -> None:
+    """Refuse an adapter: transformers would load the model that it names, and the adapter into it, without a word."""
+    from transformers.utils import cached_file, find_adapter_config_file
+
+    source, revision = _source(model), _revision(model)
+    cached_file(source, "config.json", **revision)  # the first file asked for: whoever may not read it is told here
+    if find_adapter_config_file(source, **revision):
+        raise ModelError(
+            f"model.model_name_or_path must be a base model, {source} holds an adapter. Name the model that it was "
+            "trained on (base_model_name_or_path in its adapter_config.json)."
+        )
 
 
 @contextmanager
@@ -132,7 +150,9 @@ def _told_by_cause(model: ModelSection) -> Iterator[None]:
     name = model.model_name_or_path
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:
+        if not isinstance(error, (OSError, ValueError, KeyError, ImportError)) and not _is_of_http(error):
+            raise
         raise ModelError(f"model.model_name_or_path: {_loading_fault(name, model.model_revision, error)}") from error
 
 
@@ -161,6 +181,11 @@ def _loading_fault(name: str, revision: str, error: BaseException) -> str:
         return f"{name} is not in the cache and the Hub cannot be reached. Connect, or use `embedded`."
     if status == 401:
         return "the Hub does not know this token. Renew it: `hf auth login` (https://huggingface.co/settings/tokens)."
+    if status not in (None, 404):
+        return f"{name}: the Hub answered {status}. Check {page}, or try again later."
+    broken = [cause for cause in causes if _is_of_http(cause)]
+    if status is None and broken:
+        return f"the download of {name} broke off ({broken[0]}). Run it again."
     if Path(name).expanduser().is_dir() and not (Path(name).expanduser() / "config.json").exists():
         return f"{name} is a directory without config.json. Name the directory of a saved model."
     return f"{name} cannot be loaded: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"
@@ -170,6 +195,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _is_of_http(error: BaseException) -> bool:
+    """Whether the HTTP library raised it; `huggingface_hub` calls it httpx or, since 2, httpx2."""
+    return type(error).__module__.startswith("httpx")
 
 
 def embedded_model() -> Path:

@@ -14,15 +14,14 @@ from alpacare_sft import hardware
 from alpacare_sft.adapter import check_adapter, save_adapter
 from alpacare_sft.building import build_trainer, check_trackers
 from alpacare_sft.checkpoints import Checkpoint, newest_whole_checkpoint
-from alpacare_sft.data import PreparedData, prepare_data
-from alpacare_sft.data.prepare import jsonl
-from alpacare_sft.data.report import describe_rows
+from alpacare_sft.data import prepare_data
+from alpacare_sft.data.saving import refuse_other_data, save_data
 from alpacare_sft.errors import RunError, StoppedError
 from alpacare_sft.model import base_identity, load_base_model, load_tokenizer
 from alpacare_sft.recipe.writing import read_resolved, recipe_differences
 from alpacare_sft.recording import effective_batch_size, is_main_process, recorded, say, summarize_training
-from alpacare_sft.report import save_data_report, save_training_report
-from alpacare_sft.run import RunDirectory, check_free_disk, new_directory, write_json, write_text
+from alpacare_sft.report import save_training_report
+from alpacare_sft.run import RunDirectory, check_free_disk
 
 if TYPE_CHECKING:
     from alpacare_sft.callbacks import StopOnSignal
@@ -163,30 +162,6 @@ def _main_process_first() -> Iterator[None]:
 
     with PartialState().main_process_first():
         yield
-
-
-def refuse_other_data(run: RunDirectory, data: PreparedData) -> None:
-    """Keep the rows that an unfinished run was begun on.
-
-    Raises:
-        RunError: if `data` differs from them.
-    """
-    before = run.read_record().get("data_sha256")
-    if before and run.holds_work() and before != data.sha256:
-        changed = ", ".join(name for name, value in data.sha256.items() if before.get(name) != value)
-        raise RunError(
-            f"output_dir: {run.path} was begun on other rows ({changed} differ). Give it the rows it began with, "
-            "choose another output_dir, or add --overwrite."
-        )
-
-
-def save_data(run: RunDirectory, data: PreparedData, tokenizer: Any) -> None:
-    """Write the splits, their report and its page, all of them or none."""
-    with new_directory(run.data) as folder:
-        for name, rows in data.splits.items():
-            write_text(folder / f"{name}.jsonl", jsonl(rows))
-        write_json(folder / "report.json", data.report)
-        save_data_report(folder / "report.html", {**data.report, **describe_rows(data.splits, tokenizer)})
 
 
 def _disk_need_bytes(recipe: Recipe, trainable: int) -> int:

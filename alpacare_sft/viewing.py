@@ -12,6 +12,7 @@ from rich.text import Text
 
 from alpacare_sft.data import prepare_data
 from alpacare_sft.data.report import encoded_segments
+from alpacare_sft.data.saving import refuse_other_data, save_data
 from alpacare_sft.model import load_tokenizer
 from alpacare_sft.run import RunDirectory
 
@@ -30,8 +31,6 @@ def show_data(recipe: Recipe, num_rows: int = 3) -> None:
         DataError: if the rows are wrong or too few.
         RunError: if the directory holds a run that was begun on other rows.
     """
-    from alpacare_sft.training import refuse_other_data, save_data
-
     tokenizer = load_tokenizer(recipe.model)
     data = prepare_data(recipe, tokenizer)
     run = RunDirectory(recipe.output_dir)

@@ -4,7 +4,10 @@
 - `load`: Hub, files or package → text columns
 - `clean`: the counted cleaning steps
 - `split`: the draw, in groups
-- `prepare`: all of it, with the report and the hashes
+- `leaks`: near-duplicates between test and training
+- `prepare`: all of it, with the counts and the hashes
+- `report`: rows as the model sees them, for the page
+- `saving`: splits and report into a run's directory
 """
 
 from alpacare_sft.data.prepare import PreparedData, prepare_data

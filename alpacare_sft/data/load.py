@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Mapping
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.files import first_line, load_file, local_files
@@ -45,28 +46,60 @@ def load_rows(data: DataSection) -> tuple[Dataset, dict[str, int]]:
 
 
 def _load_from_hub(path: str, revision: str | None) -> Dataset:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets import load_dataset_builder
 
     try:
-        return load_dataset(path, revision=revision, split="train")
-    except DatasetNotFoundError as error:
-        message = str(error)
-        if "gated" in message:
-            remedy = f"Accept its terms at https://huggingface.co/datasets/{path} and set HF_TOKEN."
-        elif revision and revision in message:
-            remedy = f"There is no revision {revision}; see https://huggingface.co/datasets/{path}/tree/main."
-        else:
-            remedy = (
-                "Check the name; a private data set needs HF_TOKEN. A local file needs its ending, as in rows.jsonl."
-            )
-        raise DataError(f"data.path: {path} is neither a file nor a data set that can be read. {remedy}") from error
-    except ConnectionError as error:
-        raise DataError(
-            f"data.path: {path} cannot be reached: {first_line(error)}. Check the network, or name local files."
-        ) from error
+        builder = load_dataset_builder(path, revision=revision)
+        if revision and type(builder).__module__.endswith(".cache"):
+            _check_cached_revision(path, revision, builder.hash)
+        builder.download_and_prepare()
+        return builder.as_dataset(split="train")
+    except DataError:
+        raise
     except Exception as error:  # builders raise many kinds for a data set in a form that they do not know
-        raise DataError(f"data.path: {path} cannot be loaded: {first_line(error.__cause__ or error)}.") from error
+        raise DataError(f"data.path: {_hub_fault(path, revision, error)}") from error
+
+
+def _check_cached_revision(path: str, revision: str, cached: str) -> None:
+    """Without the Hub, `datasets` 5.2 takes what it cached last, whatever revision was asked for."""
+    from huggingface_hub import try_to_load_from_cache
+
+    card = try_to_load_from_cache(path, "README.md", repo_type="dataset", revision=revision)
+    commit = Path(card).parent.name if isinstance(card, str) else revision
+    if not cached.startswith(commit):
+        raise DataError(
+            f"data.revision: {revision} of {path} cannot be had from the Hub, and the cache holds another, {cached}. "
+            "Check the network and the token, or name that one."
+        )
+
+
+def _hub_fault(path: str, revision: str | None, error: Exception) -> str:
+    """What is wrong, told by its cause, with the page or the command that mends it."""
+    from datasets.data_files import EmptyDatasetError
+    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
+    from huggingface_hub import errors as hub
+
+    page, cause = f"https://huggingface.co/datasets/{path}", error.__cause__ or error
+    if isinstance(cause, hub.RevisionNotFoundError):
+        return f"{path} has no revision {revision}. See {page}/tree/main, and set data.revision."
+    if isinstance(error, DatasetNotFoundError) and "is a gated dataset" in str(error):
+        if "authenticated" in str(error):
+            return f"{path} is gated and no token was given. Accept its terms at {page}, then `hf auth login`."
+        return f"{path} is gated and this token may not read it. Accept its terms at {page} with the token's account."
+    if isinstance(error, DatasetNotFoundError):
+        return (
+            f"{path} is neither a file nor a data set that can be read. Check the name; a private data set needs "
+            "HF_TOKEN. A local file needs its ending, as in rows.jsonl."
+        )
+    if isinstance(error, EmptyDatasetError | DataFilesNotFoundError):
+        return f"{path} holds no file of rows. See {page}/tree/main."
+    if isinstance(error, ConnectionError):
+        return f"{path} cannot be reached and is not in the cache. Check the network, or name local files."
+    if isinstance(cause, hub.HfHubHTTPError) and cause.response.status_code == 401:
+        return "the Hub does not know this token. Renew it: `hf auth login` (https://huggingface.co/settings/tokens)."
+    if type(cause).__module__.startswith("httpx"):  # the HTTP library, called httpx2 since huggingface_hub 2
+        return f"the download of {path} broke off ({first_line(cause)}). Run it again."
+    return f"{path} cannot be loaded: {first_line(cause)}."
 
 
 def _text_columns(source: str, rows: Dataset, data: DataSection) -> Dataset:

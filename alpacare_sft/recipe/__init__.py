@@ -3,6 +3,7 @@
 - `sections`: our keys, their types, bounds and meaning
 - `document`: YAML text and command-line overrides → one mapping, with line numbers
 - `checks`: faults that types cannot show: refused, renamed, contradicting keys
+- `keys`: which keys there are; unknown, misplaced and refused ones
 - `values`: one value against its type, and types in words
 - `loading`: mapping → `Recipe`, every fault told at once
 - `writing`: `Recipe` → the resolved YAML, its hash and the differences between two

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,18 +11,9 @@ from typing import Any, Literal
 from alpacare_sft.errors import RecipeError
 from alpacare_sft.recipe import checks, sections
 from alpacare_sft.recipe.document import apply_overrides, parse_overrides, read_document
+from alpacare_sft.recipe.keys import SECTIONS, key_faults, known_keys, nested_keys, refused_faults, upstream_classes
 from alpacare_sft.recipe.values import describe_type, fits_type, quotes_remedy, show_value, takes_text_or_null
 
-SECTIONS: dict[str, type] = {
-    "model": sections.ModelSection,
-    "data": sections.DataSection,
-    "prompt": sections.PromptSection,
-    "early_stopping": sections.EarlyStoppingSection,
-    "generate": sections.GenerateSection,
-    "evaluate": sections.EvaluateSection,
-    "safety": sections.SafetySection,
-    "hub": sections.HubSection,
-}
 RESUME = Literal["auto", "never"]
 
 
@@ -55,14 +44,6 @@ class Recipe:
     def evaluates_during_training(self) -> bool:
         """Whether the validation loss is computed while training."""
         return str(self.train["eval_strategy"]) != "no"
-
-
-def upstream_classes() -> dict[str, type]:
-    """The classes of the sections `train` and `lora`; importing them takes seconds."""
-    from peft import LoraConfig
-    from trl import SFTConfig
-
-    return {"train": SFTConfig, "lora": LoraConfig}
 
 
 @cache
@@ -110,7 +91,7 @@ def recipe_from_document(document: dict[str, Any], source: str = "", faults: Seq
         RecipeError: with every fault that can be found.
     """
     document = {key: {} if value is None and key in known_keys() else value for key, value in document.items()}
-    found = [*faults, *_key_faults(document), *_refused_faults(document)]
+    found = [*faults, *key_faults(document), *refused_faults(document)]
     parsed = None
     if not found:
         parsed = _parse(document)
@@ -125,60 +106,6 @@ def recipe_from_document(document: dict[str, Any], source: str = "", faults: Seq
     if found:
         raise RecipeError(found, source)
     return _build(parsed, document)
-
-
-@cache
-def known_keys() -> dict[str, dict[str, Any]]:
-    """Section → key → annotation, for every key that a recipe may hold."""
-    keys: dict[str, dict[str, Any]] = {}
-    for name, section in {**SECTIONS, **upstream_classes()}.items():
-        keys[name] = {f.name: f.type for f in dataclasses.fields(section) if f.init}
-        hints = typing.get_type_hints(section, include_extras=True)
-        keys[name] = {key: hints.get(key, annotation) for key, annotation in keys[name].items()}
-    return keys
-
-
-def _nested(annotation: Any) -> dict[str, Any] | None:
-    if dataclasses.is_dataclass(annotation):
-        return typing.get_type_hints(annotation, include_extras=True)
-    return None
-
-
-def _key_faults(document: Mapping[str, Any]) -> Iterator[str]:
-    known = known_keys()
-    top = [*known, "output_dir", "resume"]
-    for section, values in document.items():
-        if section not in top:
-            yield checks.unknown_key("", str(section), top)
-        elif section in known:
-            yield from _section_key_faults(section, values, known[section])
-    for required in ("model.model_name_or_path", "data.path"):
-        section, key = required.split(".")
-        values = document.get(section, {})
-        if isinstance(values, Mapping) and values.get(key) in (None, ""):
-            yield f"{required} must be given. `embedded` needs no network."
-    if document.get("output_dir") in (None, ""):
-        yield "output_dir must be given: the directory of the run, for example runs/demo."
-
-
-def _section_key_faults(section: str, values: Any, known: Mapping[str, Any]) -> Iterator[str]:
-    if not isinstance(values, Mapping):
-        yield f"{section} must be a section of keys, got {values!r}."
-        return
-    for key, value in values.items():
-        if key not in known:
-            if checks.refused_key(section, str(key)) is None:
-                yield checks.unknown_key(section, str(key), list(known))
-        elif (inner := _nested(known[key])) is not None and value is not None:
-            yield from _section_key_faults(f"{section}.{key}", value, inner)
-
-
-def _refused_faults(document: Mapping[str, Any]) -> Iterator[str]:
-    for section in ("train", "lora"):
-        values = document.get(section)
-        for key in values if isinstance(values, Mapping) else ():
-            if fault := checks.refused_key(section, str(key)):
-                yield fault
 
 
 def _parse(document: Mapping[str, Any]) -> Any | None:
@@ -231,7 +158,7 @@ def _leaves(document: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
         for key, value in values.items():
             if key not in known or checks.refused_key(section, str(key)):
                 continue
-            inner = _nested(known[key])
+            inner = nested_keys(known[key])
             if inner is None:
                 yield f"{section}.{key}", value, known[key]
             elif isinstance(value, Mapping):

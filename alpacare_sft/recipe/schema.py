@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from alpacare_sft.recipe import checks, sections
-from alpacare_sft.recipe.loading import RESUME, SECTIONS, known_keys, upstream_classes
+from alpacare_sft.recipe.keys import SECTIONS, known_keys, upstream_classes
+from alpacare_sft.recipe.loading import RESUME
 from alpacare_sft.recipe.values import describe_type
 
 TRL_PAGE = "https://huggingface.co/docs/trl/sft_trainer#trl.SFTConfig"

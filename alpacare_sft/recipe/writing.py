@@ -13,7 +13,8 @@ from typing import Any
 from jsonargparse import Namespace
 
 from alpacare_sft.recipe.document import dump_yaml, read_document
-from alpacare_sft.recipe.loading import SECTIONS, Recipe, recipe_from_document, upstream_defaults
+from alpacare_sft.recipe.keys import SECTIONS
+from alpacare_sft.recipe.loading import Recipe, recipe_from_document, upstream_defaults
 
 # Keys of `train` that change what is shown or kept, and never the adapter.
 _SHOWN_ONLY = {

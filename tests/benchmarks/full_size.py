@@ -71,9 +71,8 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
         seconds, peak = time.perf_counter() - began, hardware.peak_memory_bytes() / 2**30
-        print(
-            f"step {step + 1}: loss {loss.item():.3f}, {seconds:.1f} s, {ids.numel() / seconds:.0f} tokens/s, peak {peak:.2f} GiB"
-        )
+        speed = ids.numel() / seconds
+        print(f"step {step + 1}: loss {loss.item():.3f}, {seconds:.1f} s, {speed:.0f} tokens/s, peak {peak:.2f} GiB")
 
 
 if __name__ == "__main__":

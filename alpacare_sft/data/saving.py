@@ -1,0 +1,35 @@
+"""The splits and their report, into a run's directory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alpacare_sft.data.prepare import PreparedData, jsonl
+from alpacare_sft.data.report import describe_rows
+from alpacare_sft.errors import RunError
+from alpacare_sft.report import save_data_report
+from alpacare_sft.run import RunDirectory, new_directory, write_json, write_text
+
+
+def refuse_other_data(run: RunDirectory, data: PreparedData) -> None:
+    """Keep the rows that an unfinished run was begun on.
+
+    Raises:
+        RunError: if `data` differs from them.
+    """
+    before = run.read_record().get("data_sha256")
+    if before and run.holds_work() and before != data.sha256:
+        changed = ", ".join(name for name, value in data.sha256.items() if before.get(name) != value)
+        raise RunError(
+            f"output_dir: {run.path} was begun on other rows ({changed} differ). Give it the rows it began with, "
+            "choose another output_dir, or add --overwrite."
+        )
+
+
+def save_data(run: RunDirectory, data: PreparedData, tokenizer: Any) -> None:
+    """Write the splits, their report and its page, all of them or none."""
+    with new_directory(run.data) as folder:
+        for name, rows in data.splits.items():
+            write_text(folder / f"{name}.jsonl", jsonl(rows))
+        write_json(folder / "report.json", data.report)
+        save_data_report(folder / "report.html", {**data.report, **describe_rows(data.splits, tokenizer)})

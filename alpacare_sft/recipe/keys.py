@@ -1,0 +1,87 @@
+"""The keys that a recipe may hold, and the faults of keys that it may not."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from alpacare_sft.recipe import checks, sections
+
+SECTIONS: dict[str, type] = {
+    "model": sections.ModelSection,
+    "data": sections.DataSection,
+    "prompt": sections.PromptSection,
+    "early_stopping": sections.EarlyStoppingSection,
+    "generate": sections.GenerateSection,
+    "evaluate": sections.EvaluateSection,
+    "safety": sections.SafetySection,
+    "hub": sections.HubSection,
+}
+
+
+def upstream_classes() -> dict[str, type]:
+    """The classes of the sections `train` and `lora`; importing them takes seconds."""
+    from peft import LoraConfig
+    from trl import SFTConfig
+
+    return {"train": SFTConfig, "lora": LoraConfig}
+
+
+@cache
+def known_keys() -> dict[str, dict[str, Any]]:
+    """Section → key → annotation, for every key that a recipe may hold."""
+    keys: dict[str, dict[str, Any]] = {}
+    for name, section in {**SECTIONS, **upstream_classes()}.items():
+        keys[name] = {f.name: f.type for f in dataclasses.fields(section) if f.init}
+        hints = typing.get_type_hints(section, include_extras=True)
+        keys[name] = {key: hints.get(key, annotation) for key, annotation in keys[name].items()}
+    return keys
+
+
+def nested_keys(annotation: Any) -> dict[str, Any] | None:
+    """Key → annotation of a section within a section, or None for a value."""
+    if dataclasses.is_dataclass(annotation):
+        return typing.get_type_hints(annotation, include_extras=True)
+    return None
+
+
+def key_faults(document: Mapping[str, Any]) -> Iterator[str]:
+    """Unknown keys, sections that are none, and required keys that are missing."""
+    known = known_keys()
+    top = [*known, "output_dir", "resume"]
+    for section, values in document.items():
+        if section not in top:
+            yield checks.unknown_key("", str(section), top)
+        elif section in known:
+            yield from _section_key_faults(section, values, known[section])
+    for required in ("model.model_name_or_path", "data.path"):
+        section, key = required.split(".")
+        values = document.get(section, {})
+        if isinstance(values, Mapping) and values.get(key) in (None, ""):
+            yield f"{required} must be given. `embedded` needs no network."
+    if document.get("output_dir") in (None, ""):
+        yield "output_dir must be given: the directory of the run, for example runs/demo."
+
+
+def _section_key_faults(section: str, values: Any, known: Mapping[str, Any]) -> Iterator[str]:
+    if not isinstance(values, Mapping):
+        yield f"{section} must be a section of keys, got {values!r}."
+        return
+    for key, value in values.items():
+        if key not in known:
+            if checks.refused_key(section, str(key)) is None:
+                yield checks.unknown_key(section, str(key), list(known))
+        elif (inner := nested_keys(known[key])) is not None and value is not None:
+            yield from _section_key_faults(f"{section}.{key}", value, inner)
+
+
+def refused_faults(document: Mapping[str, Any]) -> Iterator[str]:
+    """Keys of TRL and PEFT that would contradict one of ours."""
+    for section in ("train", "lora"):
+        values = document.get(section)
+        for key in values if isinstance(values, Mapping) else ():
+            if fault := checks.refused_key(section, str(key)):
+                yield fault
