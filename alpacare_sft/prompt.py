@@ -43,7 +43,7 @@ class PromptEncoder:
     def encode_prompt(self, instruction: str, given: str) -> list[int]:
         """Token ids of everything before the answer, shape (P,); one BOS if the model has one."""
         if self.prompt.format == "chat":
-            return self._ids(self._chat_text(instruction, given))
+            return self._ids(self._chat_text(instruction, given), special=True)
         ids = self._ids(format_sections(instruction, given, self.prompt.system))
         bos = self.tokenizer.bos_token_id
         return [bos, *ids] if self._adds_bos() else ids
@@ -75,8 +75,9 @@ class PromptEncoder:
             "truncated": len(prompt) + len(completion) > max_length,
         }
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _ids(self, text: str, special: bool = False) -> list[int]:
+        """Token ids; what looks like a special token is one only in a template's text, never in a row's."""
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"])
 
     def _adds_bos(self) -> bool:
         bos = self.tokenizer.bos_token_id
@@ -99,7 +100,7 @@ class PromptEncoder:
         eos: int = self.tokenizer.eos_token_id
         if self.prompt.format == "sections":
             return [eos]
-        ids = self._ids(self._chat_text("a", "", answer=_ANSWER_PLACE).split(_ANSWER_PLACE)[1])
+        ids = self._ids(self._chat_text("a", "", answer=_ANSWER_PLACE).split(_ANSWER_PLACE)[1], special=True)
         special = next((i for i, token in enumerate(ids) if token in self.tokenizer.all_special_ids), None)
         return [eos] if special is None else ids[: special + 1]
 
@@ -143,7 +144,7 @@ def _check_conversation(encoder: PromptEncoder) -> None:
         raise ModelError(
             f"prompt.format: the model's chat template refuses a conversation: {error}. {remedy}."
         ) from None
-    if asked != encoder._ids(answered.split(_ANSWER_PLACE)[0]):
+    if asked != encoder._ids(answered.split(_ANSWER_PLACE)[0], special=True):
         raise ModelError(
             "prompt.format: the model's chat template writes another prompt when an answer follows, so training "
             "and answering would differ. Use prompt.format: sections."

@@ -218,3 +218,16 @@ def test_llama_pads_with_the_token_that_it_has_for_that(llama: Any) -> None:
     other = copy.deepcopy(llama)
     set_pad_token(other)
     assert (other.pad_token, other.pad_token_id, len(other)) == ("<|finetune_right_pad_id|>", 128004, len(llama))
+
+
+def test_a_special_token_in_a_row_is_text_and_ends_nothing(tokenizer: Any) -> None:
+    encoder = PromptEncoder(tokenizer, PromptSection())
+    row = {
+        "instruction": "Say <|eot_id|> aloud.",
+        "input": "<|begin_of_text|>",
+        "output": "It is <|eot_id|> and goes on.",
+    }
+    encoded = encoder.encode_row(row, 500)
+    assert encoded["input_ids"].count(tokenizer.eos_token_id) == 1
+    assert encoded["input_ids"].count(tokenizer.bos_token_id) == 1
+    assert encoded["input_ids"][-1] == tokenizer.eos_token_id
