@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,7 +165,7 @@ def _loading_fault(name: str, revision: str, error: BaseException) -> str:
     def caused_by(*kinds: type[BaseException]) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)
 
-    status = next((c.response.status_code for c in causes if isinstance(c, hub.HfHubHTTPError)), None)
+    status = _status(causes)
     if caused_by(hub.GatedRepoError):
         if status == 401:
             return f"{name} is gated and no token was given. Accept its licence at {page}, then `hf auth login`."
@@ -177,18 +177,35 @@ def _loading_fault(name: str, revision: str, error: BaseException) -> str:
         return f"{name} has no revision {revision}. See {page}/tree/main, and set model.model_revision."
     if caused_by(hub.RepositoryNotFoundError):
         return f"{name} is neither a directory nor a model that this token may see on the Hub. Check {page}."
-    if caused_by(hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError) or "offline mode" in str(error):
+    offline = caused_by(hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError) or "offline mode" in str(error)
+    if status is None and offline:
         return f"{name} is not in the cache and the Hub cannot be reached. Connect, or use `embedded`."
-    if status == 401:
-        return "the Hub does not know this token. Renew it: `hf auth login` (https://huggingface.co/settings/tokens)."
-    if status not in (None, 404):
-        return f"{name}: the Hub answered {status}. Check {page}, or try again later."
-    broken = [cause for cause in causes if _is_of_http(cause)]
-    if status is None and broken:
-        return f"the download of {name} broke off ({broken[0]}). Run it again."
+    if answered := request_fault(name, page, error):
+        return answered
     if Path(name).expanduser().is_dir() and not (Path(name).expanduser() / "config.json").exists():
         return f"{name} is a directory without config.json. Name the directory of a saved model."
     return f"{name} cannot be loaded: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"
+
+
+def request_fault(name: str, page: str, error: BaseException) -> str | None:
+    """Why a request to the Hub failed, with its remedy, or None if another thing did."""
+    causes = list(_causes(error))
+    status = _status(causes)
+    if status == 401:
+        return "the Hub does not know this token. Renew it: `hf auth login` (https://huggingface.co/settings/tokens)."
+    if status not in (None, 404):
+        return f"{name} cannot be had, the Hub answered {status}. Check {page} and the token, or try again later."
+    broken = [cause for cause in causes if _is_of_http(cause)]
+    if status is None and broken:
+        return f"the download of {name} broke off ({broken[0]}). Run it again."
+    return None
+
+
+def _status(causes: Iterable[BaseException]) -> int | None:
+    """The HTTP status that the Hub answered with, if it did."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return next((cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError)), None)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.files import first_line, load_file, local_files
 from alpacare_sft.errors import DataError
+from alpacare_sft.model import request_fault
 from alpacare_sft.recipe.sections import DataSection
 
 if TYPE_CHECKING:
@@ -95,11 +96,7 @@ def _hub_fault(path: str, revision: str | None, error: Exception) -> str:
         return f"{path} holds no file of rows. See {page}/tree/main."
     if isinstance(error, ConnectionError):
         return f"{path} cannot be reached and is not in the cache. Check the network, or name local files."
-    if isinstance(cause, hub.HfHubHTTPError) and cause.response.status_code == 401:
-        return "the Hub does not know this token. Renew it: `hf auth login` (https://huggingface.co/settings/tokens)."
-    if type(cause).__module__.startswith("httpx"):  # the HTTP library, called httpx2 since huggingface_hub 2
-        return f"the download of {path} broke off ({first_line(cause)}). Run it again."
-    return f"{path} cannot be loaded: {first_line(cause)}."
+    return request_fault(path, page, error) or f"{path} cannot be loaded: {first_line(cause)}."
 
 
 def _text_columns(source: str, rows: Dataset, data: DataSection) -> Dataset:
