@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         options, overrides = parser.parse_known_args(with_default_verb(words))
-        quiet_upstream()
+        prepare_process()
         return run_verb(options, overrides)
     except AlpacareError as error:
         if "--debug" in words:
@@ -143,10 +143,16 @@ def print_schema(output: Path | None, overrides: Sequence[str]) -> int:
     return 0
 
 
-def quiet_upstream() -> None:
-    """Silence what upstream says to its own developers, each with its reason; must run before torch is imported."""
+def prepare_process() -> None:
+    """Settings of this process, each with its reason, and silence for what upstream tells its own developers.
+
+    Must run before torch is imported.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports each run; medical data stays unmentioned
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns at each fork of datasets.map
+    # A waiting thread that spins takes its core from whatever else runs: on two cores beside one busy process
+    # training was 1.16 times as fast with threads that sleep.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # bitsandbytes 0.50 tells of an optional kernel at import, on machines that never quantize.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # peft 0.21 and trl 1.16 read transformers' old name of activation checkpointing.

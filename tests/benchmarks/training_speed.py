@@ -61,9 +61,9 @@ def overrides(options: argparse.Namespace, folder: str) -> list[str]:
 
 def run_side(options: argparse.Namespace) -> None:
     """One side in this process; prints its figures as the last line."""
-    from alpacare_sft.cli import quiet_upstream
+    from alpacare_sft.cli import prepare_process
 
-    quiet_upstream()
+    prepare_process()
     import torch
     from transformers import TrainerCallback
 
