@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from alpacare_sft.recipe import Recipe
     from alpacare_sft.trainer import AnswerSFTTrainer
 
+_EXTRA = ("tensorboard", "trackio", "wandb")
 _TRACKERS = {"azure_ml": "azureml"}  # where the package has another name
 
 
@@ -57,9 +58,8 @@ def check_trackers(recipe: Recipe) -> None:
     names = recipe.train["report_to"] or []
     for name in [names] if isinstance(names, str) else names:
         if name not in ("none", "all") and importlib.util.find_spec(_TRACKERS.get(name, name)) is None:
-            raise RecipeError(
-                f"train.report_to: {name} needs its package. Install it: pip install 'alpacare_sft[trackers]'."
-            )
+            package = "'alpacare_sft[trackers]'" if name in _EXTRA else name
+            raise RecipeError(f"train.report_to: {name} needs its package. Install it: pip install {package}.")
 
 
 def build_trainer(
@@ -93,11 +93,11 @@ def build_trainer(
             peft_config=LoraConfig(task_type="CAUSAL_LM", **given_values(recipe, "lora")),
             callbacks=[Account(), *early],
         )
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         message = " ".join(str(error).split())
         if "arget modules" in message or "target_modules" in message:
             raise ModelError(f"lora.target_modules: {message}") from error
-        raise
+        raise RecipeError(f"train: {message}") from error
     for name in ("PrinterCallback", "ProgressCallback"):
         for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == name]:
             trainer.remove_callback(callback)

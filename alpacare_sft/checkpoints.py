@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alpacare_sft.errors import RunError
 from alpacare_sft.run import write_json
 
 # The Trainer writes these in this order, the state last; a kill in between leaves a part of them.
@@ -35,13 +36,19 @@ class Checkpoint:
         return self.step >= int(self.state["max_steps"]) or bool(patience and waited >= patience)
 
     def best(self) -> Path:
-        """The checkpoint with the lowest validation loss so far, or this one if none was chosen."""
+        """The best checkpoint so far, where it lies now: a run may have been moved; this one if none was chosen.
+
+        Raises:
+            RunError: if it is gone or damaged, as a run could then not end with its best weights.
+        """
         name = self.state.get("best_model_checkpoint")
         best = self.path.parent / Path(name).name if name else self.path
-        return best if best.is_dir() else self.path
+        if fault := checkpoint_fault(best):
+            raise RunError(f"{best.name} has the best validation loss and cannot be used: {fault}. Add --overwrite.")
+        return best
 
     def adopt(self) -> None:
-        """Let the state name the best checkpoint where it lies now: a run may have been moved.
+        """Let the state name the best checkpoint where it lies now.
 
         The Trainer keeps the path as it was written and forgets a best checkpoint that it does not
         find there, and with it the weights that it should end with.

@@ -101,6 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a full disk, a directory that may not be written
+        if "--debug" in words or error.errno is None:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror}{where}. Nothing half-written was left.", file=sys.stderr)
+        return 1
 
 
 def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:

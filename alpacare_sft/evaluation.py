@@ -14,11 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from alpacare_sft import hardware, metrics
-from alpacare_sft.errors import RunError
+from alpacare_sft.errors import RecipeError, RunError
 from alpacare_sft.generation import Answer, generate_answers
 from alpacare_sft.model import load_base_model, load_tokenizer
 from alpacare_sft.prompt import PromptEncoder
-from alpacare_sft.recipe.writing import read_resolved
+from alpacare_sft.recipe.writing import read_resolved, recipe_sha256
 from alpacare_sft.run import RunDirectory, write_json, write_text
 
 if TYPE_CHECKING:
@@ -43,29 +43,36 @@ def evaluate(recipe: Recipe, *, limit: int | None = None) -> dict[str, Any]:
         What `eval/scores.json` holds.
 
     Raises:
-        RunError: if there is no trained adapter.
+        RecipeError: if `limit` is not at least 1.
+        RunError: if there is no trained adapter, or its recipe was edited since.
     """
+    if limit is not None and limit < 1:
+        raise RecipeError(f"--limit must be at least 1, got {limit}.")
     run = RunDirectory(recipe.output_dir)
     trained = _trained_recipe(run)
     hardware.set_threads()
     rows = _read_rows(run, limit)
-    precision = hardware.resolve_precision(
-        {"fp16": None, "bf16": None, "use_cpu": recipe.train["use_cpu"]} if not recipe.train["fp16"] else recipe.train
-    )
     tokenizer = load_tokenizer(trained.model)
-    model = load_base_model(trained.model, precision.dtype)
-    if not trained.model.quantization:
-        model = model.to("cuda" if hardware.has_card() and not recipe.train["use_cpu"] else "cpu")
-    model.eval()
+    model = _load_for_answers(trained, recipe)
     encoder = PromptEncoder(tokenizer, trained.prompt)
     encoded = [encoder.encode_row(row, max_length=sys.maxsize) for row in rows]  # references are never cut
-    prompts = [encoder.encode_prompt(row["instruction"], row["input"]) for row in rows]
-    base = _measure(model, tokenizer, prompts, encoded, recipe, "base")
-    adapter = _measure(_with_adapter(model, run), tokenizer, prompts, encoded, recipe, "adapter")
-    scores = _score(rows, base, adapter, recipe)
-    _save(run, rows, base, adapter, scores)
-    _show(rows, base, adapter, scores, recipe, run)
+    measured = {}
+    if recipe.evaluate.baseline:
+        measured["base"] = _measure(model, tokenizer, encoded, recipe, "base")
+    measured["adapter"] = _measure(_with_adapter(model, run), tokenizer, encoded, recipe, "adapter")
+    scores = _score(rows, measured, recipe)
+    _save(run, rows, measured, scores)
+    _show(rows, measured, scores, recipe, run)
     return scores
+
+
+def _load_for_answers(trained: Recipe, recipe: Recipe) -> PreTrainedModel:
+    """The base in the precision of this machine, on its card if there is one."""
+    asked = {"fp16": recipe.train["fp16"], "bf16": None, "use_cpu": recipe.train["use_cpu"]}
+    model = load_base_model(trained.model, hardware.resolve_precision(asked).dtype)
+    if not trained.model.quantization:
+        model = model.to("cuda" if hardware.has_card() and not recipe.train["use_cpu"] else "cpu")
+    return model.eval()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,20 +83,21 @@ class Measured:
     """Empty if no score needs them."""
 
     losses: list[float]
-    """Mean negative log-likelihood of each reference, teacher forced, in nats a token."""
+    """Empty if not asked for. Mean negative log-likelihood of each reference, teacher forced, in nats a token."""
 
 
 def _trained_recipe(run: RunDirectory) -> Recipe:
     if not run.has_adapter():
-        raise RunError(
-            f"output_dir: {run.path} holds no trained adapter. Run `alpacare-sft train` with this recipe first."
-        )
-    return read_resolved(run.recipe)
+        raise RunError(f"output_dir: {run.path} holds no trained adapter. Train it first: alpacare-sft train RECIPE.")
+    trained = read_resolved(run.recipe)
+    if run.read_record().get("recipe_sha256") != recipe_sha256(trained):
+        raise RunError(f"{run.recipe} is not the recipe that this adapter was trained by. Undo what was changed in it.")
+    return trained
 
 
 def _read_rows(run: RunDirectory, limit: int | None) -> list[dict[str, Any]]:
-    lines = (run.data / "test.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines][:limit]
+    lines = (run.data / "test.jsonl").read_text(encoding="utf-8").split("\n")  # other breaks may stand in a row
+    rows = [json.loads(line) for line in lines if line][:limit]
     if not rows:
         raise RunError("data.splits.test is 0, there is nothing to score. Give it rows and train again.")
     return rows
@@ -98,19 +106,20 @@ def _read_rows(run: RunDirectory, limit: int | None) -> list[dict[str, Any]]:
 def _measure(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
     encoded: Sequence[Mapping[str, Any]],
     recipe: Recipe,
     who: str,
 ) -> Measured:
     from rich.progress import track
 
-    losses = [reference_loss(model, row) for row in encoded]
-    if "rouge" not in recipe.evaluate.metrics:
+    wanted = recipe.evaluate.metrics
+    losses = [reference_loss(model, row) for row in encoded] if "loss" in wanted else []
+    if "rouge" not in wanted:
         return Measured([], losses)
+    torch.manual_seed(recipe.train["seed"])  # sampled answers are those of the next time too
+    prompts = [row["input_ids"][: row["prompt_tokens"]] for row in encoded]
     found = generate_answers(model, tokenizer, prompts, recipe.generate)
-    shown = track(found, f"answers of {who}", total=len(prompts), console=Console(stderr=True))
-    answers = dict(shown)
+    answers = dict(track(found, f"answers of {who}", total=len(prompts), console=Console(stderr=True)))
     return Measured([answers[index] for index in range(len(prompts))], losses)
 
 
@@ -132,36 +141,34 @@ def _with_adapter(model: PreTrainedModel, run: RunDirectory) -> PreTrainedModel:
     return (wrapped if quantized else wrapped.merge_and_unload()).eval()
 
 
-def _score(rows: Sequence[Mapping[str, Any]], base: Measured, adapter: Measured, recipe: Recipe) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        "confidence": recipe.evaluate.confidence,
-        "samples": recipe.evaluate.bootstrap_samples,
-    }
-    scores: dict[str, Any] = {"n": len(rows), "metrics": {}}
+def _score(rows: Sequence[Mapping[str, Any]], measured: Mapping[str, Measured], recipe: Recipe) -> dict[str, Any]:
+    confidence, samples = recipe.evaluate.confidence, recipe.evaluate.bootstrap_samples
+    found: dict[str, dict[str, list[float]]] = {}
     if "loss" in recipe.evaluate.metrics:
-        scores["metrics"]["loss"] = metrics.paired_summary(base.losses, adapter.losses, **settings)
+        found["loss"] = {name: part.losses for name, part in measured.items()}
     if "rouge" in recipe.evaluate.metrics:
         references = [row["output"] for row in rows]
-        ours, theirs = (metrics.rouge_scores([a.text for a in m.answers], references) for m in (adapter, base))
-        for kind in metrics.ROUGE_TYPES:
-            scores["metrics"][kind] = metrics.paired_summary(theirs[kind], ours[kind], **settings)
-        cut = {name: [not a.finished for a in m.answers] for name, m in (("base", base), ("adapter", adapter))}
-        scores["cut_at_max_new_tokens"] = {name: sum(flags) / len(rows) for name, flags in cut.items()}
-    return scores
+        for name, part in measured.items():
+            for kind, values in metrics.rouge_scores([a.text for a in part.answers], references).items():
+                found.setdefault(kind, {})[name] = values
+    scores: dict[str, Any] = {"n": len(rows)}
+    scores["metrics"] = {m: metrics.paired_summary(values, confidence, samples) for m, values in found.items()}
+    cut = {name: [not a.finished for a in part.answers] for name, part in measured.items() if part.answers}
+    return scores | {"cut_at_max_new_tokens": {name: sum(flags) / len(rows) for name, flags in cut.items()}}
 
 
 def _save(
-    run: RunDirectory, rows: Sequence[Mapping[str, Any]], base: Measured, adapter: Measured, scores: Mapping[str, Any]
+    run: RunDirectory, rows: Sequence[Mapping[str, Any]], measured: Mapping[str, Measured], scores: Mapping[str, Any]
 ) -> None:
     lines = []
     for index, row in enumerate(rows):
-        line = {"id": row["id"], "prompt": {"instruction": row["instruction"], "input": row["input"]}}
-        line |= {"reference": row["output"]}
-        for name, measured in (("base", base), ("adapter", adapter)):
-            line[f"{name}_loss"] = measured.losses[index]
-            if measured.answers:
-                answer = measured.answers[index]
-                line |= {name: answer.text, f"{name}_finished": answer.finished}
+        prompt = {"instruction": row["instruction"], "input": row["input"]}
+        line = {"id": row["id"], "prompt": prompt, "reference": row["output"]}
+        for name, part in measured.items():
+            if part.losses:
+                line[f"{name}_loss"] = part.losses[index]
+            if part.answers:
+                line |= {name: part.answers[index].text, f"{name}_finished": part.answers[index].finished}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     write_text(run.path / "eval" / "predictions.jsonl", "".join(lines))
     write_json(run.path / "eval" / "scores.json", scores)
@@ -169,40 +176,40 @@ def _save(
 
 def _show(
     rows: Sequence[Mapping[str, Any]],
-    base: Measured,
-    adapter: Measured,
+    measured: Mapping[str, Measured],
     scores: Mapping[str, Any],
     recipe: Recipe,
     run: RunDirectory,
 ) -> None:
     console = Console()
-    for index in range(min(SIDE_BY_SIDE, len(base.answers))):
-        console.print(_side_by_side(rows[index], base.answers[index], adapter.answers[index]))
+    answered = {name: part.answers for name, part in measured.items() if part.answers}
+    for index in range(min(SIDE_BY_SIDE, len(rows)) if answered else 0):
+        console.print(_side_by_side(rows[index], {name: answers[index] for name, answers in answered.items()}))
     console.print(_score_table(scores))
-    if base.answers:
+    if answered:
         console.print(f"[italic]{escape(recipe.safety.disclaimer)}[/italic]")
     console.print(f"\nwritten to {escape(str(run.path / 'eval'))}: predictions.jsonl, scores.json")
 
 
-def _side_by_side(row: Mapping[str, Any], base: Answer, adapter: Answer) -> Table:
+def _side_by_side(row: Mapping[str, Any], answers: Mapping[str, Answer]) -> Table:
     question = row["instruction"] + (f"\n{row['input']}" if row["input"] else "")
     table = Table(title=f"test row {row['id']}: {escape(question)}", title_justify="left", show_lines=True, expand=True)
-    for name in ("reference", "base", "adapter"):
+    for name in ("reference", *answers):
         table.add_column(name, ratio=1, overflow="fold")
-    shown = [answer.text + ("" if answer.finished else " […]") for answer in (base, adapter)]
+    shown = [answer.text + ("" if answer.finished else " […]") for answer in answers.values()]
     table.add_row(*(escape(text) for text in (row["output"], *shown)))
     return table
 
 
 def _score_table(scores: Mapping[str, Any]) -> Table:
-    confidence = next(iter(scores["metrics"].values()))["base"]["confidence"]
-    table = Table(
-        title=f"{scores['n']} test rows, {confidence:.0%} intervals over the choice of rows", title_justify="left"
-    )
+    summaries = scores["metrics"]
+    first = next(iter(summaries.values()))
+    title = f"{scores['n']} test rows, {first['adapter']['confidence']:.0%} intervals over the choice of rows"
+    table = Table(title=title, title_justify="left")
     table.add_column("score")
-    for name in ("base", "adapter", "difference (adapter - base)"):
-        table.add_column(name, justify="right")
-    for metric, summary in scores["metrics"].items():
+    for name in first:
+        table.add_column(f"{name} (adapter - base)" if name == "difference" else name, justify="right")
+    for metric, summary in summaries.items():
         cells = [f"{part['mean']:.4f} [{part['low']:.4f}, {part['high']:.4f}]" for part in summary.values()]
         table.add_row(metric + (" (lower is better)" if metric == "loss" else ""), *(escape(cell) for cell in cells))
     return table

@@ -1,4 +1,4 @@
-"""Answers: batched, left-padded, sorted by length; and the notice that a person reads with them."""
+"""Answers: batched, left-padded, sorted by length."""
 
 from __future__ import annotations
 
@@ -92,8 +92,3 @@ def _read_answer(tokens: list[int], ends: Sequence[int], tokenizer: PreTrainedTo
     kept = tokens if end is None else tokens[:end]
     text = tokenizer.decode(kept, skip_special_tokens=True).strip()
     return Answer(text, len(kept) + finished, finished)
-
-
-def with_notice(answer: str, disclaimer: str) -> str:
-    """An answer as a person reads it: the notice once, after it."""
-    return f"{answer}\n\n{disclaimer}" if disclaimer else answer

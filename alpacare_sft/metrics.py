@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,49 +24,33 @@ def rouge_scores(answers: Sequence[str], references: Sequence[str]) -> dict[str,
     return {kind: [row[kind].fmeasure for row in rows] for kind in ROUGE_TYPES}
 
 
-def paired_summary(
-    base: Sequence[float],
-    adapter: Sequence[float],
-    confidence: float,
-    samples: int,
-    weights: Sequence[float] | None = None,
-) -> dict[str, Any]:
-    """Weighted means of base, adapter and their difference, each with a bootstrap interval.
+def paired_summary(scores: Mapping[str, Sequence[float]], confidence: float, samples: int) -> dict[str, Any]:
+    """Means of base, adapter and their difference, each with a bootstrap interval over the rows.
 
     Rows are drawn together, so the interval of the difference is paired. Source: Efron and
     Tibshirani, "An Introduction to the Bootstrap", 1993, percentile intervals.
 
     Args:
-        base: one score a row, shape (n,).
-        adapter: the same rows, shape (n,).
+        scores: `adapter`, and `base` if it was scored: one score a row, in the same order, shape (n,).
         confidence: level of the intervals, in (0, 1).
         samples: bootstrap resamples.
-        weights: of each row, shape (n,); equal if None.
 
     Returns:
         For each of `base`, `adapter` and `difference`: `mean`, `low`, `high` and `confidence`.
     """
-    weight = np.ones(len(base)) if weights is None else np.asarray(weights, dtype=float)
-    columns = {
-        "base": np.asarray(base, dtype=float),
-        "adapter": np.asarray(adapter, dtype=float),
-        "difference": np.asarray(adapter, dtype=float) - np.asarray(base, dtype=float),
-    }
-    return {name: _interval(values, weight, confidence, samples) for name, values in columns.items()}
+    columns = {name: np.asarray(values, dtype=float) for name, values in scores.items()}
+    if "base" in columns:
+        columns["difference"] = columns["adapter"] - columns["base"]
+    return {name: _interval(values, confidence, samples) for name, values in columns.items()}
 
 
-def _weighted_mean(values: Any, weight: Any, axis: int = -1) -> Any:
-    return (values * weight).sum(axis) / weight.sum(axis)
-
-
-def _interval(values: Any, weight: Any, confidence: float, samples: int) -> dict[str, Any]:
-    mean = float(_weighted_mean(values, weight))
+def _interval(values: Any, confidence: float, samples: int) -> dict[str, Any]:
+    mean = float(values.mean())
     low = high = mean
     if len(values) > 1 and np.ptp(values) > 0:
         found = stats.bootstrap(
-            (values, weight),
-            _weighted_mean,
-            paired=True,
+            (values,),
+            np.mean,
             vectorized=True,
             n_resamples=samples,
             confidence_level=confidence,

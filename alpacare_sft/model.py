@@ -184,6 +184,8 @@ def _loading_fault(name: str, revision: str, error: BaseException) -> str:
         return answered
     if Path(name).expanduser().is_dir() and not (Path(name).expanduser() / "config.json").exists():
         return f"{name} is a directory without config.json. Name the directory of a saved model."
+    if "attention" in str(error).lower() or "flash" in str(error).lower():
+        return f"{name} cannot be loaded with this model.attn_implementation: {str(error).strip().splitlines()[0]}"
     return f"{name} cannot be loaded: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"
 
 

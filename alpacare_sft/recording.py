@@ -114,7 +114,8 @@ def summarize_training(trainer: AnswerSFTTrainer, account: Account) -> dict[str,
     """The section `train` of a record: steps, speed, memory and losses."""
     state = trainer.state
     losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
-    evaluations = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+    evaluations = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
+    last_evaluation = max(evaluations, default=None)
     weighted, last = 0.0, 0
     for step, loss in losses:
         weighted, last = weighted + loss * (step - last), step
@@ -127,7 +128,7 @@ def summarize_training(trainer: AnswerSFTTrainer, account: Account) -> dict[str,
         "tokens_per_second": round(account.tokens_per_second(tokens), 1),
         "peak_memory_bytes": hardware.peak_memory_bytes(),
         "train_loss": weighted / last if last else None,
-        "eval_loss": state.best_metric if state.best_metric is not None else (evaluations[-1] if evaluations else None),
+        "eval_loss": evaluations.get(state.best_global_step or last_evaluation),
         "best_step": state.best_global_step or None,
         "stopped_early": stopped_early,
         "effective_batch_size": effective_batch_size(trainer),

@@ -115,11 +115,14 @@ class RunDirectory:
             RunError: if the record is not JSON.
         """
         try:
-            return dict(json.loads(self.record.read_text(encoding="utf-8")))
+            record = json.loads(self.record.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         except (ValueError, UnicodeDecodeError) as error:
             raise RunError(f"{self.record} is not a record of a run: {error}. Move the directory away.") from error
+        if not isinstance(record, dict):
+            raise RunError(f"{self.record} is not a record of a run. Move the directory away.")
+        return record
 
     def update_record(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Merge `changes` into the record and write it; the whole record."""

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import hardware
 from alpacare_sft.adapter import check_adapter, save_adapter
-from alpacare_sft.building import build_trainer, check_trackers
+from alpacare_sft.building import build_sft_config, build_trainer, check_trackers
 from alpacare_sft.checkpoints import Checkpoint, newest_whole_checkpoint
 from alpacare_sft.data import prepare_data
-from alpacare_sft.data.saving import refuse_other_data, save_data
+from alpacare_sft.data.saving import refuse_other_data, refuse_other_recipe, save_data
 from alpacare_sft.errors import RunError, StoppedError
 from alpacare_sft.model import base_identity, load_base_model, load_tokenizer
-from alpacare_sft.recipe.writing import read_resolved, recipe_differences
 from alpacare_sft.recording import effective_batch_size, is_main_process, recorded, say, summarize_training
 from alpacare_sft.report import save_training_report
 from alpacare_sft.run import RunDirectory, check_free_disk
@@ -55,13 +54,15 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
     precision = hardware.resolve_precision(recipe.train)
     recipe = dataclasses.replace(recipe, train={**recipe.train, "fp16": precision.fp16, "bf16": precision.bf16})
     run = RunDirectory(recipe.output_dir)
+    check_trackers(recipe)
+    build_sft_config(recipe, run, precision)  # what upstream refuses is told before anything is written
     with run.lock() if is_main_process() else nullcontext(), StopOnSignal() as stop:
         with _main_process_first():
             if overwrite and is_main_process():
                 run.clear()
             record = run.read_record()
             if run.holds_work():
-                _refuse_other_recipe(run, recipe)
+                refuse_other_recipe(run, recipe)
         if record.get("status") == "done" and run.has_adapter():
             say(f"{run.path} holds this run, done: nothing to do. --overwrite runs it anew.")
             return record
@@ -70,27 +71,11 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
                 f"output_dir: {run.path} holds an unfinished run and resume is never. "
                 "Add --resume auto to go on, or --overwrite to begin anew."
             )
-        check_trackers(recipe)
         for note in recipe.notes:
             say(note)
         say(f"{precision.name} on {hardware.describe_hardware()['device']}, {threads} threads, output in {run.path}")
         with recorded(run, recipe):
             return _run(recipe, run, stop, precision)
-
-
-def _refuse_other_recipe(run: RunDirectory, recipe: Recipe) -> None:
-    if not run.recipe.exists():
-        raise RunError(
-            f"output_dir: {run.path} holds checkpoints or an adapter and no recipe. "
-            "Choose another output_dir, or add --overwrite to replace them."
-        )
-    differences = recipe_differences(read_resolved(run.recipe), recipe)
-    if differences:
-        told = "\n".join(f"  - {difference}" for difference in differences)
-        raise RunError(
-            f"output_dir: {run.path} holds a run of another recipe:\n{told}\n"
-            "Choose another output_dir, or add --overwrite to replace it."
-        )
 
 
 def _run(recipe: Recipe, run: RunDirectory, stop: StopOnSignal, precision: hardware.Precision) -> dict[str, Any]:
@@ -182,7 +167,7 @@ def _train_or_resume(trainer: AnswerSFTTrainer, recipe: Recipe, run: RunDirector
         say(f"training had ended at step {checkpoint.step}; what was left is to save the adapter.")
         _restore_ended(trainer, checkpoint)
     else:
-        if is_main_process():
+        if is_main_process() and trainer.args.load_best_model_at_end:
             checkpoint.adopt()
         say(f"going on from step {checkpoint.step} of {checkpoint.state['max_steps']}.")
         trainer.train(resume_from_checkpoint=str(checkpoint.path))

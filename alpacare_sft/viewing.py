@@ -12,7 +12,7 @@ from rich.text import Text
 
 from alpacare_sft.data import prepare_data
 from alpacare_sft.data.report import encoded_segments
-from alpacare_sft.data.saving import refuse_other_data, save_data
+from alpacare_sft.data.saving import DATA_KEYS, refuse_other_data, refuse_other_recipe, save_data
 from alpacare_sft.model import load_tokenizer
 from alpacare_sft.run import RunDirectory
 
@@ -35,6 +35,8 @@ def show_data(recipe: Recipe, num_rows: int = 3) -> None:
     data = prepare_data(recipe, tokenizer)
     run = RunDirectory(recipe.output_dir)
     with run.lock():
+        if run.holds_work():
+            refuse_other_recipe(run, recipe, DATA_KEYS)
         refuse_other_data(run, data)
         save_data(run, data, tokenizer)
     console = Console()

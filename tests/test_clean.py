@@ -210,3 +210,16 @@ def test_two_processes_clean_as_one_does(dirty: Any) -> None:
     two, told_by_two = clean_rows(dirty, CleanSection(), num_proc=2)
     assert two.to_list() == one.to_list()
     assert told_by_two == told_by_one
+
+
+def test_white_space_around_an_invisible_character_is_one_run_once_it_is_gone() -> None:
+    rows = Dataset.from_dict(
+        {
+            "id": [0],
+            "instruction": ["Say a\u200b word."],
+            "input": [""],
+            "output": ["One \u200b two.\n\n\u200b\n\n\nThree."],
+        }
+    )
+    cleaned, _ = clean_rows(rows, CleanSection())
+    assert cleaned[0]["output"] == "One two.\n\nThree."

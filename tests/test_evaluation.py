@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from alpacare_sft.errors import RunError
+from alpacare_sft.errors import RecipeError, RunError
 from alpacare_sft.evaluation import evaluate, reference_loss
-from alpacare_sft.generation import generate_answers, pad_left, with_notice
+from alpacare_sft.generation import generate_answers, pad_left
 from alpacare_sft.metrics import paired_summary, rouge_scores
 from alpacare_sft.model import load_base_model
 from alpacare_sft.prompt import PromptEncoder
@@ -63,15 +63,11 @@ def test_rouge_has_known_values() -> None:
 def test_the_difference_is_paired_by_row() -> None:
     rng = np.random.default_rng(0)
     base = rng.normal(size=100)
-    summary = paired_summary(list(base), list(base + 0.1 + rng.normal(scale=0.01, size=100)), 0.95, 2000)
+    adapter = base + 0.1 + rng.normal(scale=0.01, size=100)
+    summary = paired_summary({"base": list(base), "adapter": list(adapter)}, 0.95, 2000)
     low, high = summary["difference"]["low"], summary["difference"]["high"]
     assert 0.09 < low < 0.1 < high < 0.11
     assert summary["base"]["high"] - summary["base"]["low"] > 10 * (high - low)
-
-
-def test_the_notice_comes_once_and_after_the_answer() -> None:
-    assert with_notice("Rest.", "Not advice.") == "Rest.\n\nNot advice."
-    assert with_notice("Rest.", "") == "Rest."
 
 
 def test_eval_says_what_is_missing(make_recipe: Make) -> None:
@@ -92,3 +88,39 @@ def test_eval_writes_answers_and_scores_without_the_notice(make_recipe: Make) ->
     assert {"id", "prompt", "reference", "base", "adapter"} <= set(json.loads(text.splitlines()[0]))
     trained_on = (recipe.output_dir / "data" / "train.jsonl").read_text()
     assert "NOTICE" not in text + trained_on
+
+
+@pytest.fixture
+def trained(make_recipe: Make) -> Recipe:
+    recipe = make_recipe(
+        "--generate.max_new_tokens", "4", "--evaluate.bootstrap_samples", "50", "--train.max_steps", "3"
+    )
+    train(recipe)
+    return recipe
+
+
+def test_an_edited_recipe_of_a_run_is_not_trusted(trained: Recipe) -> None:
+    path = trained.output_dir / "recipe.yaml"
+    path.write_text(path.read_text().replace("format: sections", "format: chat"))
+    with pytest.raises(RunError, match="not the recipe that this adapter was trained by"):
+        evaluate(trained)
+
+
+def test_without_a_baseline_the_adapter_is_scored_alone(trained: Recipe) -> None:
+    trained.evaluate.baseline = False
+    scores = evaluate(trained, limit=2)
+    assert {name for part in scores["metrics"].values() for name in part} == {"adapter"}
+
+
+def test_a_limit_below_one_is_refused(trained: Recipe) -> None:
+    with pytest.raises(RecipeError, match="--limit must be at least 1, got 0"):
+        evaluate(trained, limit=0)
+
+
+def test_sampled_answers_are_those_of_the_next_time(trained: Recipe) -> None:
+    trained.generate.do_sample = True
+    written = []
+    for _ in range(2):
+        evaluate(trained, limit=2)
+        written.append((trained.output_dir / "eval" / "predictions.jsonl").read_text())
+    assert written[0] == written[1]

@@ -276,3 +276,52 @@ def test_a_full_disk_is_told_before_training(make_recipe: Make, monkeypatch: pyt
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(RunError, match=r"output_dir: .* needs 0\.\d+ GiB, 0\.00 GiB are free"):
         train(make_recipe())
+
+
+def test_a_lost_best_checkpoint_is_not_replaced_by_the_last(make_recipe: Make, crashed: Path) -> None:
+    recipe = make_recipe()
+    shutil.copytree(crashed, recipe.output_dir)
+    checkpoints = recipe.output_dir / "checkpoints"
+    state = json.loads((checkpoints / "checkpoint-6" / "trainer_state.json").read_text())
+    state["best_model_checkpoint"] = str(checkpoints / "checkpoint-5")
+    (checkpoints / "checkpoint-6" / "trainer_state.json").write_text(json.dumps(state))
+    with pytest.raises(RunError, match=r"checkpoint-5 has the best validation loss and cannot be used"):
+        train(recipe)
+
+
+def test_the_recorded_validation_loss_is_a_loss_whatever_chose_the_best(make_recipe: Make) -> None:
+    words = ("--train.metric_for_best_model", "mean_token_accuracy", "--train.greater_is_better", "true")
+    assert train(make_recipe(*words, "--train.max_steps", "3"))["train"]["eval_loss"] > 1
+
+
+def test_a_home_directory_in_output_dir_is_one_directory(
+    make_recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = make_recipe("--output_dir", "~/run")
+    assert recipe.output_dir == tmp_path / "run"
+
+
+def test_early_stopping_without_best_model_loading_is_told_before_anything_is_written(make_recipe: Make) -> None:
+    words = ("--early_stopping.patience", "2", "--train.load_best_model_at_end", "false", "--train.save_steps", "4")
+    with pytest.raises(RecipeError, match=r"train\.save_steps must be a multiple of train\.eval_steps"):
+        make_recipe(*words)
+
+
+def test_what_upstream_refuses_is_told_before_anything_is_written(make_recipe: Make) -> None:
+    recipe = make_recipe("--train.deepspeed", "missing.json")
+    with pytest.raises(RecipeError, match=r"^train: .*(deepspeed|missing\.json)"):
+        train(recipe)
+    assert not recipe.output_dir.exists()
+
+
+def test_showing_other_rows_in_a_finished_run_is_refused(make_recipe: Make, crashed: Path) -> None:
+    from alpacare_sft.viewing import show_data
+
+    recipe = make_recipe("--prompt.system", "You are kind.")
+    shutil.copytree(crashed, recipe.output_dir)
+    before = (recipe.output_dir / "data" / "report.json").read_bytes()
+    with pytest.raises(RunError, match=r"prompt\.system: None → You are kind\."):
+        show_data(recipe, 0)
+    assert (recipe.output_dir / "data" / "report.json").read_bytes() == before
+    show_data(make_recipe("--train.learning_rate", "0.5"), 0)  # says nothing about rows

@@ -114,7 +114,7 @@ WRONG = {
     # refused
     "train.output_dir": Wrong(["train.output_dir is not taken here", "at the top"], "train: {output_dir: x}"),
     "completion_only_loss": Wrong(["train.completion_only_loss is not taken"], "train: {completion_only_loss: true}"),
-    "push_to_hub": Wrong(["train.push_to_hub is not taken here", "alpacare-sft push"], "train: {push_to_hub: true}"),
+    "push_to_hub": Wrong(["train.push_to_hub is not taken here", "a step of its own"], "train: {push_to_hub: true}"),
     "hub_token": Wrong(["train.hub_token is not taken here", "environment"], "train: {hub_token: secret}"),
     "model_init_kwargs": Wrong(
         ["train.model_init_kwargs is not taken", "section model"], "train: {model_init_kwargs: {}}"

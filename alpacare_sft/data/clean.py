@@ -56,17 +56,24 @@ def _steps(clean: CleanSection) -> Iterator[tuple[str, Step]]:
     if clean.strip:
         yield "strip", _change(strip)
     if clean.collapse_whitespace:
-        yield "collapse_whitespace", _change(collapse_lines if clean.keep_newlines else collapse_all)
+        yield "collapse_whitespace", _change(_collapse(clean))
     if clean.straight_quotes:
         yield "straight_quotes", _change(straighten_quotes)
     if clean.remove_non_printable:
-        yield "remove_non_printable", _change(remove_non_printable)
+        yield "remove_non_printable", _change(remove_non_printable, then=_collapse(clean))
     if clean.min_characters:
         yield "min_characters", _drop_where(_is_short, min_characters=clean.min_characters)
     if clean.no_input_marks:
         yield "no_input_marks", _change(blank_marks, columns=("input",), marks=tuple(clean.no_input_marks))
     if clean.drop_duplicates:
         yield "drop_duplicates_after_cleaning", _drop_duplicates
+
+
+def _collapse(clean: CleanSection) -> Callable[[str], str]:
+    """What a recipe does with runs of white space."""
+    if not clean.collapse_whitespace:
+        return str
+    return collapse_lines if clean.keep_newlines else collapse_all
 
 
 def strip(text: str) -> str:
@@ -91,14 +98,15 @@ def straighten_quotes(text: str) -> str:
     return text.translate(_STRAIGHT)
 
 
-def remove_non_printable(text: str) -> str:
+def remove_non_printable(text: str, then: Callable[[str], str] = str) -> str:
     """Without control, format, surrogate and private-use characters; line breaks and tabs stay.
 
     Zero-width joiners go too: they are format characters, and tokenizers spend tokens on them.
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in _REMOVED_CATEGORIES).strip()
+    kept = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in _REMOVED_CATEGORIES)
+    return then(kept.strip())  # white space that an invisible character held apart is a run now
 
 
 def blank_marks(text: str, marks: tuple[str, ...]) -> str:

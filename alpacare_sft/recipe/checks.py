@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 ROW_COLUMNS = ("instruction", "input", "output")
@@ -46,13 +46,13 @@ REFUSED = {
         "output_dir": "It stands once, at the top: output_dir",
         "completion_only_loss": "Prompts are never learnt; leave it out",
         "assistant_only_loss": "Answers alone are learnt already; leave it out",
-        "push_to_hub": "`alpacare-sft push` publishes the adapter after its checks; see the section hub",
+        "push_to_hub": "Publishing is a step of its own, after the scores; leave it out",
         "hub_model_id": "Use hub.repo_id",
         "hub_token": "The token comes from the environment (HF_TOKEN or `hf auth login`), never from a file",
         "hub_private_repo": "Use hub.private",
-        "hub_strategy": "`alpacare-sft push` publishes the adapter after its checks",
-        "hub_always_push": "`alpacare-sft push` publishes the adapter after its checks",
-        "hub_revision": "`alpacare-sft push` publishes the adapter after its checks",
+        "hub_strategy": "Publishing is a step of its own, after the scores; leave it out",
+        "hub_always_push": "Publishing is a step of its own, after the scores; leave it out",
+        "hub_revision": "Publishing is a step of its own, after the scores; leave it out",
         "model_init_kwargs": "Use the section model",
         "trust_remote_code": "Code from a model repository is not run; choose a model that transformers knows",
         "chat_template_path": "Use prompt.format: chat for the model's own template",
@@ -144,6 +144,8 @@ def bound_faults(train: Mapping[str, Any], lora: Mapping[str, Any]) -> Iterator[
             yield f"train.{key} must be a finite number, got {value:g}."
         elif value < low or (value == low and not included):
             yield f"train.{key} must be {'at least' if included else 'more than'} {low}, got {value:g}."
+    if train["max_steps"] != -1 and train["max_steps"] < 1:
+        yield f"train.max_steps must be at least 1, or -1 for whole epochs, got {train['max_steps']}."
     if train["seed"] >= 2**32:
         yield f"train.seed must be less than 2**32, as numpy's is, got {train['seed']}."
     if train["max_length"] is None:
@@ -182,6 +184,11 @@ def target_faults(lora: Mapping[str, Any]) -> Iterator[str]:
 def evaluation_faults(train: Mapping[str, Any], has_validation: bool) -> Iterator[str]:
     """Evaluation, saving and best-model loading that do not fit together."""
     evaluation, saving = str(train["eval_strategy"]), str(train["save_strategy"])
+    metric = str(train["metric_for_best_model"] or "loss").removeprefix("eval_")
+    if metric not in ("loss", "mean_token_accuracy"):
+        yield f"train.metric_for_best_model must be loss or mean_token_accuracy, got {metric}."
+    if metric == "loss" and train["greater_is_better"]:
+        yield "train.greater_is_better must not be true for a loss: it keeps the worst checkpoint. Leave it out."
     if evaluation != "no" and not has_validation:
         yield (
             f"train.eval_strategy: {evaluation} needs validation rows, data.splits.validation is 0. "
@@ -205,7 +212,7 @@ def evaluation_faults(train: Mapping[str, Any], has_validation: bool) -> Iterato
             )
 
 
-def combination_faults(train: Mapping[str, Any], data: Any, prompt: Any) -> Iterator[str]:
+def combination_faults(train: Mapping[str, Any], data: Any, prompt: Any, metrics: Sequence[str]) -> Iterator[str]:
     """Keys that are right alone and wrong together."""
     if train["fp16"] and train["bf16"]:
         yield "train.fp16 and train.bf16 must not both be true. Leave both out to let the hardware decide."
@@ -221,5 +228,7 @@ def combination_faults(train: Mapping[str, Any], data: Any, prompt: Any) -> Iter
         yield f"data.splits must not add up to more than 1, got {fractions:g}."
     if prompt.overflow == "truncate_output" and train["packing"] and train["packing_strategy"] == "wrapped":
         yield "train.packing_strategy: wrapped cuts rows in the middle. Use bfd."
+    if not metrics or len(set(metrics)) < len(metrics):
+        yield f"evaluate.metrics must name each score once, got {list(metrics)}."
     if not data.path:
         yield "data.path must name a data set or a file, got nothing."

@@ -150,7 +150,8 @@ def parse_overrides(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
         key, equals, value = word[2:].partition("=")
         if not equals:
             if not rest or (rest[0].startswith("--") and not _is_number(rest[0])):
-                raise RecipeError(f"--{key} must be followed by a value.")
+                hint = f"One that begins with -- goes after =, as in --{key}=VALUE."
+                raise RecipeError(f"--{key} must be followed by a value. {hint}")
             value = rest.pop(0)
         if not all(key.split(".")):
             raise RecipeError(f"an override must be a dotted key such as --train.max_steps, got --{key}.")

@@ -102,10 +102,11 @@ def recipe_from_document(document: dict[str, Any], source: str = "", faults: Seq
             found.append(_parse_error(document))
         found += list(_checks_of_what_parses(document, found))
         raise RecipeError(found, source)
+    notes = _settle(parsed)
     found = list(_cross_faults(parsed))
     if found:
         raise RecipeError(found, source)
-    return _build(parsed, document)
+    return _build(parsed, notes)
 
 
 def _parse(document: Mapping[str, Any]) -> Any | None:
@@ -173,7 +174,7 @@ def _cross_faults(parsed: Any) -> Iterator[str]:
     yield from checks.bound_faults(train, lora)
     yield from checks.target_faults(lora)
     yield from checks.evaluation_faults(train, bool(parsed.data.splits.validation))
-    yield from checks.combination_faults(train, parsed.data, parsed.prompt)
+    yield from checks.combination_faults(train, parsed.data, parsed.prompt, parsed.evaluate.metrics)
 
 
 def _checks_of_what_parses(document: Mapping[str, Any], told: Sequence[str]) -> Iterator[str]:
@@ -187,29 +188,33 @@ def _checks_of_what_parses(document: Mapping[str, Any], told: Sequence[str]) -> 
         yield from _cross_faults(parsed)
 
 
-def _build(parsed: Any, document: Mapping[str, Any]) -> Recipe:
+def _settle(parsed: Any) -> list[str]:
+    """Let keys that follow from others follow them, in place; what was decided, in words."""
+    train, stopping = parsed.train, parsed.early_stopping
+    if str(train.eval_strategy) != "no":
+        if not stopping.patience or train.load_best_model_at_end:
+            return []
+        train.load_best_model_at_end = True
+        return ["early_stopping.patience is set: train.load_best_model_at_end turned on with it."]
+    off = []
+    if train.load_best_model_at_end:
+        train.load_best_model_at_end = False
+        off.append("loading the best checkpoint")
+    if stopping.patience:
+        stopping.patience = 0
+        off.append("early stopping")
+    return [f"train.eval_strategy is no: {' and '.join(off)} turned off with it."] if off else []
+
+
+def _build(parsed: Any, notes: list[str]) -> Recipe:
     own = build_parser().instantiate(parsed)
     train, lora = vars(parsed.train).copy(), vars(parsed.lora).copy()
     train.pop("output_dir")
-    notes = []
-    if str(train["eval_strategy"]) == "no":
-        off = []
-        if train["load_best_model_at_end"]:
-            train["load_best_model_at_end"] = False
-            off.append("loading the best checkpoint")
-        if own.early_stopping.patience:
-            own.early_stopping.patience = 0
-            off.append("early stopping")
-        if off:
-            notes.append(f"train.eval_strategy is no: {' and '.join(off)} turned off with it.")
-    elif own.early_stopping.patience and not train["load_best_model_at_end"]:
-        train["load_best_model_at_end"] = True
-        notes.append("early_stopping.patience is set: train.load_best_model_at_end turned on with it.")
     return Recipe(
         **{name: getattr(own, name) for name in SECTIONS},
         train=train,
         lora=lora,
-        output_dir=Path(own.output_dir),
+        output_dir=Path(own.output_dir).expanduser(),
         resume=own.resume,
         notes=notes,
     )

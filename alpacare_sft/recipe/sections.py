@@ -213,7 +213,7 @@ class SafetySection:
 
 @dataclass(kw_only=True)
 class HubSection:
-    """Where the adapter is published."""
+    """Where the adapter will be published; this version checks these keys and does not publish yet."""
 
     repo_id: str | None = None
     """`owner/name` of the repository on the Hub."""
