@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from alpacare_sft.data.clean import (
     blank_marks,
