@@ -48,6 +48,7 @@ ORDER = [
     "checkpoints",
     "adapter",
     "recording",
+    "card",
     "training",
     "viewing",
     "generation",

@@ -41,6 +41,7 @@ def test_a_run_writes_everything_that_it_promises(make_recipe: Make) -> None:
         "data/report.html",
         "training.html",
         "adapter/adapter_config.json",
+        "adapter/README.md",
         "adapter/tokenizer.json",
     ):
         assert (run / name).stat().st_size > 0, name
@@ -325,3 +326,13 @@ def test_showing_other_rows_in_a_finished_run_is_refused(make_recipe: Make, cras
         show_data(recipe, 0)
     assert (recipe.output_dir / "data" / "report.json").read_bytes() == before
     show_data(make_recipe("--train.learning_rate", "0.5"), 0)  # says nothing about rows
+
+
+def test_the_card_tells_the_record_and_the_notice(make_recipe: Make) -> None:
+    recipe = make_recipe("--train.max_steps", "2", "--safety.disclaimer", "Not advice.")
+    record = train(recipe)
+    card = (recipe.output_dir / "adapter" / "README.md").read_text()
+    assert card.startswith("---\nbase_model: ")
+    assert card.count("Not advice.") == 1
+    for value in (record["recipe_sha256"], f"{record['tokens']['answer']:,} of them answers", "24 trained on"):
+        assert value in card
