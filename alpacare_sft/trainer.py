@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
-import transformers
-from packaging.version import Version
 from torch.nn import functional
 from trl import SFTTrainer
-from trl.kernels.chunked_logprob import _use_triton
 
 from alpacare_sft.callbacks import Account
 from alpacare_sft.errors import RunError
 
 IGNORED = -100
-# Since 5.22 `logits_to_keep` takes a boolean mask of shape (B, T); before, positions of shape (K,).
-_TAKES_MASK = Version(transformers.__version__) >= Version("5.22.0.dev0")
 
 
 def answer_mask(labels: torch.Tensor) -> torch.Tensor:
@@ -35,12 +31,13 @@ def answer_mask(labels: torch.Tensor) -> torch.Tensor:
 
 def answer_logits(model: torch.nn.Module, inputs: dict[str, Any], mask: torch.Tensor) -> torch.Tensor:
     """Logits of the masked positions alone, shape (N, V), through the model's own forward."""
-    if _TAKES_MASK:
-        logits: torch.Tensor = model(**inputs, use_cache=False, logits_to_keep=mask).logits
-        return logits
-    positions = mask.any(dim=0).nonzero().squeeze(1)  # (K,), the union over the rows
-    logits = model(**inputs, use_cache=False, logits_to_keep=positions).logits  # (B, K, V)
-    return logits[mask[:, positions]]
+    logits: torch.Tensor = model(**inputs, use_cache=False, logits_to_keep=mask).logits
+    return logits
+
+
+def upstream_is_compact(device: torch.device) -> bool:
+    """Whether TRL's fused head scores the learnt positions alone there (`trl.trainer.utils`, 1.16)."""
+    return device.type in ("cuda", "xpu") and importlib.util.find_spec("triton") is not None
 
 
 class AnswerSFTTrainer(SFTTrainer):
@@ -88,7 +85,7 @@ class AnswerSFTTrainer(SFTTrainer):
     def _scores_every_position(self) -> bool:
         """Whether upstream would project positions that teach nothing."""
         plain_loss = self.args.loss_type == "nll" and self.label_smoother is None and self.compute_loss_func is None
-        return plain_loss and not self.aux_loss_enabled and not _use_triton(self.accelerator.device)
+        return plain_loss and not self.aux_loss_enabled and not upstream_is_compact(self.accelerator.device)
 
     def _answer_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None

@@ -66,7 +66,7 @@ LOADS_AT_IMPORT = {
     "evaluation": ["torch"],
     "generation": ["torch"],
     "metrics": ["numpy", "scipy"],
-    "trainer": ["torch", "transformers", "trl"],
+    "trainer": ["torch", "trl"],
 }
 LIGHT = ["errors", "recipe", "recipe.sections", "recipe.writing", "run", "report", "data", "prompt", "model", "cli"]
 

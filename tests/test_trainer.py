@@ -57,11 +57,7 @@ def test_loss_and_gradient_are_those_of_trl(trainer: AnswerSFTTrainer) -> None:
         torch.testing.assert_close(ours, upstream, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("takes_mask", [True, False])
-def test_positions_and_mask_give_the_same_logits(
-    trainer: AnswerSFTTrainer, monkeypatch: pytest.MonkeyPatch, takes_mask: bool
-) -> None:
-    monkeypatch.setattr("alpacare_sft.trainer._TAKES_MASK", takes_mask)
+def test_masked_logits_are_those_of_every_position(trainer: AnswerSFTTrainer) -> None:
     inputs = batch_of(trainer)
     mask = answer_mask(inputs.pop("labels"))
     trainer.model.eval()
@@ -84,7 +80,7 @@ def test_upstream_scores_where_its_kernel_is_compact(
     trainer: AnswerSFTTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert trainer._scores_every_position()
-    monkeypatch.setattr("alpacare_sft.trainer._use_triton", lambda device: True)
+    monkeypatch.setattr("alpacare_sft.trainer.upstream_is_compact", lambda device: True)
     assert not trainer._scores_every_position()
 
 

@@ -63,7 +63,8 @@ def run_side(options: argparse.Namespace) -> None:
     """One side in this process; prints its figures as the last line."""
     from alpacare_sft.cli import prepare_process
 
-    prepare_process()
+    if options.side == "ours":  # a plain script has the process as it comes
+        prepare_process()
     import torch
     from transformers import TrainerCallback
 
