@@ -9,6 +9,7 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.clean import clean_rows
@@ -44,7 +45,7 @@ class PreparedData:
     splits: Mapping[str, Dataset]
     report: Mapping[str, Any]
 
-    @property
+    @cached_property
     def sha256(self) -> dict[str, str]:
         """Hash of each split's JSON Lines text."""
         return {name: hashlib.sha256(jsonl(rows).encode()).hexdigest() for name, rows in self.splits.items()}

@@ -24,7 +24,7 @@ def fits_type(value: Any, annotation: Any) -> bool:
 
     from jsonargparse import ArgumentParser
 
-    if not is_strictly(value, annotation):
+    if not _is_strictly(value, annotation):
         return False
     parts = _flatten(annotation)
     if isinstance(value, float):  # jsonargparse takes 1.0 for an int, and one row is not all rows
@@ -40,7 +40,7 @@ def fits_type(value: Any, annotation: Any) -> bool:
     return True
 
 
-def is_strictly(value: Any, annotation: Any) -> bool:
+def _is_strictly(value: Any, annotation: Any) -> bool:
     """What jsonargparse takes too easily: words where upstream has a closed list, bool for number."""
     members = [a for a in _flatten(annotation) if isinstance(a, type) and issubclass(a, enum.Enum)]
     if members and isinstance(value, str):
