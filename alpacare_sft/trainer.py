@@ -6,7 +6,6 @@ import importlib.util
 from typing import Any
 
 import torch
-from torch.nn import functional
 from trl import SFTTrainer
 
 from alpacare_sft.callbacks import Account
@@ -33,6 +32,45 @@ def answer_logits(model: torch.nn.Module, inputs: dict[str, Any], mask: torch.Te
     """Logits of the masked positions alone, shape (N, V), through the model's own forward."""
     logits: torch.Tensor = model(**inputs, use_cache=False, logits_to_keep=mask).logits
     return logits
+
+
+class AnswerLoss(torch.autograd.Function):
+    """Cross-entropy summed over positions, a few rows of logits at a time, its gradient written over the logits.
+
+    Called whole, `cross_entropy` passes five times over a matrix of N × V numbers and keeps three of them
+    (log-probabilities, a matrix of zeros for the targets, the gradient); a few rows at a time stay in the
+    processor's cache. On two cores that was 8 % of a step.
+    """
+
+    rows_at_a_time = 32
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum of -log p(target), and how many targets were the likeliest token.
+
+        Args:
+            ctx: of autograd.
+            logits: float32, shape (N, V); overwritten.
+            targets: token ids, shape (N,).
+        """
+        loss, hits = logits.new_zeros(()), targets.new_zeros(())
+        at_a_time = AnswerLoss.rows_at_a_time
+        for rows, aims in zip(logits.detach().split(at_a_time), targets[:, None].split(at_a_time), strict=True):
+            aimed = rows.gather(1, aims)
+            highest, likeliest = rows.max(1, keepdim=True)
+            total = rows.sub_(highest).exp_().sum(1, keepdim=True)
+            loss += (highest + total.log() - aimed).sum()
+            hits += (likeliest == aims).sum()
+            rows.div_(total).scatter_add_(1, aims, rows.new_full(aims.shape, -1.0))
+        ctx.gradient = logits.detach()
+        ctx.mark_non_differentiable(hits)
+        return loss, hits
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Any) -> tuple[torch.Tensor, None]:
+        """Softmax less the target, shape (N, V)."""
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient.mul_(outer[0]), None
 
 
 def upstream_is_compact(device: torch.device) -> bool:
@@ -97,17 +135,13 @@ class AnswerSFTTrainer(SFTTrainer):
         if targets.numel() == 0:
             raise RunError("a batch holds no token to learn. Rows without an answer should have been dropped.")
         given = {key: value for key, value in inputs.items() if key != "labels"}
-        logits = answer_logits(model, given, mask)
-        total = functional.cross_entropy(logits.float(), targets, reduction="sum")
+        total, hits = AnswerLoss.apply(answer_logits(model, given, mask).float(), targets)
         loss = total / (targets.numel() if num_items_in_batch is None else num_items_in_batch)
         # As upstream: the count spans all processes, and DDP averages their gradients.
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
-        with torch.no_grad():
-            correct = torch.stack(
-                [(logits.argmax(-1) == targets).sum(), torch.tensor(targets.numel(), device=loss.device)]
-            )
-            hits, count = self.accelerator.gather_for_metrics(correct[None]).sum(0).tolist()
+        correct = torch.stack([hits, torch.tensor(targets.numel(), device=hits.device)])
+        hits, count = self.accelerator.gather_for_metrics(correct[None]).sum(0).tolist()
         self._metrics[mode]["mean_token_accuracy"].append(hits / count)
         return loss
 
