@@ -8,7 +8,7 @@ INSTALLED := .venv/installed
 TEST_INSTALLED := .venv/test-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo train eval test check bench clean
+.PHONY: help install demo train eval push test check bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z\/A-Z.]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,9 +32,10 @@ $(TEST_INSTALLED): $(INSTALLED) # the genuine Llama vocabulary, under Meta's lic
 demo: $(INSTALLED) ## train a small model on the embedded rows and show what changed, in minutes
 	$(BIN)/python -m alpacare_sft data recipes/demo.yaml --show 1
 	$(BIN)/python -m alpacare_sft train recipes/demo.yaml --overwrite
-	$(BIN)/python -m alpacare_sft eval recipes/demo.yaml --limit 3
+	$(BIN)/python -m alpacare_sft eval recipes/demo.yaml --limit 3 --evaluate.metrics '[rouge, loss]'
 	@echo
-	@echo "next: make eval                                           score all test rows"
+	@echo "next: make eval                                           score all test rows, base and adapter"
+	@echo "      make push ARGS=--dry-run                            what publishing would send, and the card"
 	@echo "      open runs/demo/data/report.html                     where each row went"
 	@echo "      alpacare-sft train recipes/demo.yaml --lora.r 8 --output_dir runs/r8"
 	@echo "      accelerate launch -m alpacare_sft recipes/t4.yaml   the reference, on a card"
@@ -45,6 +46,9 @@ train: $(INSTALLED) ## run RECIPE, or go on where it stopped
 
 eval: $(INSTALLED) ## answer and score the test rows of RECIPE's run
 	$(BIN)/python -m alpacare_sft eval $(RECIPE) $(ARGS)
+
+push: $(INSTALLED) ## publish RECIPE's adapter on the Hub; `make push ARGS=--dry-run` shows it first
+	$(BIN)/python -m alpacare_sft push $(RECIPE) $(ARGS)
 
 test: $(TEST_INSTALLED) ## every test; `make test ARGS='-m "not slow"'` the fast ones
 	$(BIN)/python -m pytest $(ARGS)

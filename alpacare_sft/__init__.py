@@ -28,6 +28,8 @@ _HOMES = {
     "load_recipe": "recipe",
     "load_tokenizer": "model",
     "prepare_data": "data",
+    "push": "hub.push",
+    "review_answers": "review",
     "train": "training",
 }
 __all__ = [
@@ -43,6 +45,8 @@ __all__ = [
     "load_recipe",
     "load_tokenizer",
     "prepare_data",
+    "push",
+    "review_answers",
     "train",
 ]
 
@@ -50,8 +54,10 @@ if TYPE_CHECKING:
     from alpacare_sft.data import prepare_data
     from alpacare_sft.errors import AlpacareError, DataError, ModelError, RecipeError, RunError, StoppedError
     from alpacare_sft.evaluation import evaluate
+    from alpacare_sft.hub.push import push
     from alpacare_sft.model import load_tokenizer
     from alpacare_sft.recipe import Recipe, load_recipe
+    from alpacare_sft.review import review_answers
     from alpacare_sft.training import train
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.errors import ModelError, RunError
+from alpacare_sft.model import told_by_cause
 from alpacare_sft.run import new_directory
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
     from alpacare_sft.trainer import AnswerSFTTrainer
 
@@ -66,3 +69,94 @@ def save_adapter(trainer: AnswerSFTTrainer, target: Path, identity: Mapping[str,
         alive = [name for name, value in written.items() if "lora_B" in name and bool(value.abs().max() > 0)]
         if not alive and trainer.state.global_step > 0:
             raise RunError("the adapter learnt nothing: every lora_B is zero. Check train.learning_rate.")
+
+
+CHECKED_ROWS = 4
+CHECKED_TOKENS = 64
+
+
+def find_adapter(adapter: str) -> Path:
+    """The directory of an adapter, downloaded first if it is one of the Hub.
+
+    Raises:
+        ModelError: if it cannot be had, or holds no adapter.
+    """
+    from huggingface_hub import snapshot_download
+
+    folder = Path(adapter).expanduser()
+    if not folder.is_dir():
+        with told_by_cause(adapter, "main", "--adapter"):
+            folder = Path(snapshot_download(adapter, allow_patterns=["adapter_*"]))
+    if not all((folder / name).exists() for name in ("adapter_config.json", "adapter_model.safetensors")):
+        raise ModelError(
+            f"--adapter: {adapter} must hold adapter_config.json and adapter_model.safetensors. Name the directory "
+            "that a training wrote, or a repository made of one."
+        )
+    return folder
+
+
+def attach_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The base, on its device, with an adapter around it.
+
+    Raises:
+        ModelError: if it does not fit.
+    """
+    from peft import PeftModel
+
+    try:
+        attached: PreTrainedModel = PeftModel.from_pretrained(base, folder).eval()
+    except (RuntimeError, ValueError) as error:  # sizes or names of modules that the base does not have
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(f"the adapter in {folder} does not fit this base: {first}") from error
+    return attached
+
+
+def refuse_other_base(adapter: str, folder: Path, base_name: str) -> None:
+    """Refuse an adapter that names another base than the run's.
+
+    Raises:
+        ModelError: with both names.
+    """
+    named = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if named and named != base_name:
+        raise ModelError(
+            f"--adapter: {adapter} was trained on {named}, the base here is {base_name}. "
+            "Score it with a recipe of its own base."
+        )
+
+
+def merge_adapter(attached: Any, rows: Sequence[Mapping[str, Any]]) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Add an adapter to the weights of its base, in place, and compare before with after.
+
+    Args:
+        attached: base with the adapter around it, unquantized.
+        rows: encoded rows; the first few are read by both.
+
+    Returns:
+        The plain model, and what was compared: `positions`, `same_token_share`, the share of them whose
+        likeliest token stayed the same, and `largest_logit_difference`.
+    """
+    checked = rows[:CHECKED_ROWS]
+    before = [_answer_logits(attached, row) for row in checked]
+    merged = attached.merge_and_unload().eval()
+    same = positions = 0
+    largest = 0.0
+    for row, logits in zip(checked, before, strict=True):
+        after = _answer_logits(merged, row)
+        same += int((after.argmax(-1) == logits.argmax(-1)).sum())
+        positions += len(after)
+        largest = max(largest, float((after - logits).abs().max()))
+    share = same / positions if positions else 1.0
+    return merged, {"positions": positions, "same_token_share": share, "largest_logit_difference": largest}
+
+
+def _answer_logits(model: Any, row: Mapping[str, Any]) -> Tensor:
+    """Logits that a reference's first tokens are predicted by, float32, shape (N, V)."""
+    import torch
+
+    length = row["prompt_tokens"] + CHECKED_TOKENS
+    ids = torch.tensor([row["input_ids"][:length]], device=model.device)
+    keep = ids.shape[1] - row["prompt_tokens"] + 1
+    with torch.inference_mode():
+        logits: Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[0, :-1].float()
+    return logits

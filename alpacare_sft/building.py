@@ -41,12 +41,16 @@ def build_sft_config(recipe: Recipe, run: RunDirectory, precision: hardware.Prec
     }
     if recipe.train["ddp_find_unused_parameters"] is None:
         ours["ddp_find_unused_parameters"] = False  # every LoRA weight takes part in every step
+    if recipe.train["activation_checkpointing"] is None:  # trl 1.16 has its default under the old name, which warns
+        ours["activation_checkpointing"] = recipe.train["gradient_checkpointing"]
     if not hardware.has_card():
         ours["dataloader_pin_memory"] = False  # else torch warns at every epoch
     try:
-        return SFTConfig(**{**given_values(recipe, "train"), **ours})
+        config = SFTConfig(**{**given_values(recipe, "train"), **ours})
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"train: {' '.join(str(error).split())}") from error
+    config.mixed_precision = "no" if precision.name == "fp32" else precision.name  # else a launcher's --mixed_precision
+    return config
 
 
 def check_trackers(recipe: Recipe) -> None:

@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alpacare_sft import __version__
-from alpacare_sft.errors import AlpacareError, RecipeError
+from alpacare_sft.errors import AlpacareError, RecipeError, RunError
 
 VERBS = {
     "train": "run a recipe: data, training, adapter; goes on where an unfinished run stopped (the default verb)",
     "data": "load, clean, split and show the rows, as the model sees them; needs no model weights",
     "eval": "answer and score the test rows with the base and with the trained adapter",
+    "push": "publish the adapter with its card, recipe, record and scores on the Hub, in one commit",
+    "review": "sum up review sheets that people filled: means, preferences, flags, agreement",
+    "ask": "answer one question with the trained adapter, with the notice",
     "schema": "print the JSON Schema of a recipe, for editors",
 }
 DESCRIPTION = "Fine-tune a small instruct model on medical instructions, from one recipe."
@@ -53,12 +56,23 @@ def build_parser() -> argparse.ArgumentParser:
             sub.add_argument("-o", "--output", type=Path, help="write to a file instead")
             continue
         sub.add_argument("recipe", help="a YAML file, such as recipes/demo.yaml")
+        if verb == "ask":
+            sub.add_argument("question", help="the instruction, in quotes")
+            sub.add_argument("--input", default="", help="the input that belongs to it")
         if verb == "train":
             sub.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in output_dir")
+        if verb == "push":
+            sub.add_argument("--dry-run", action="store_true", help="show the files and the card; needs no network")
+        if verb in ("train", "eval"):
+            sub.add_argument("--push", action="store_true", help="publish the adapter afterwards; checked beforehand")
         if verb == "data":
             sub.add_argument("--show", type=int, default=3, metavar="N", help="rows to show (default: 3)")
+        if verb == "review":
+            sub.add_argument("files", nargs="+", metavar="FILE", help="filled sheets, one a person; overrides follow")
         if verb == "eval":
-            sub.add_argument("--limit", type=int, metavar="N", help="answer the first N test rows only")
+            sub.add_argument("--limit", type=int, metavar="N", help="score the first N rows only")
+            sub.add_argument("--rows", metavar="FILE", help="score the rows of a file instead of the test split")
+            sub.add_argument("--adapter", metavar="PATH|HUB_ID", help="score another adapter of the same base")
     return parser
 
 
@@ -93,7 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AlpacareError as error:
         if "--debug" in words:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0" or type(error) is RunError:  # else one message for each process
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -116,18 +131,40 @@ def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if options.verb == "schema":
         return print_schema(options.output, overrides)
     recipe = load_recipe(options.recipe, overrides)
+    publishes = getattr(options, "push", False) and os.environ.get("RANK", "0") == "0"
+    if publishes:  # hours of training must not end at a name that is taken
+        from alpacare_sft.hub.preflight import preflight
+
+        preflight(recipe)
     if options.verb == "data":
         from alpacare_sft.viewing import show_data
 
         show_data(recipe, options.show)
     elif options.verb == "eval":
         from alpacare_sft.evaluation import evaluate
+        from alpacare_sft.scoreboard import show_evaluation
 
-        evaluate(recipe, limit=options.limit)
+        show_evaluation(evaluate(recipe, limit=options.limit, rows=options.rows, adapter=options.adapter))
+    elif options.verb == "review":
+        from alpacare_sft.review import review_answers
+
+        review_answers(recipe, options.files)
+    elif options.verb == "ask":
+        from alpacare_sft.asking import ask
+
+        ask(recipe, options.question, options.input)
+    elif options.verb == "push":
+        from alpacare_sft.hub.push import push
+
+        push(recipe, dry_run=options.dry_run)
     else:
         from alpacare_sft.training import train
 
         train(recipe, overwrite=options.overwrite)
+    if publishes:
+        from alpacare_sft.hub.push import push
+
+        push(recipe)
     return 0
 
 

@@ -1,92 +1,118 @@
-"""Test rows → answers of base and adapter → scores with their uncertainty."""
+"""A run's adapter against its base: answers, scores with their uncertainty, and the files that tell them."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from alpacare_sft import hardware, metrics
+from alpacare_sft import hardware
+from alpacare_sft.answering import AnswerSheet, Questions, fill_sheet
+from alpacare_sft.compared_models import ComparedModels
 from alpacare_sft.errors import RecipeError, RunError
-from alpacare_sft.generation import Answer, generate_answers
-from alpacare_sft.model import load_base_model, load_tokenizer
+from alpacare_sft.evaluation_report import save_evaluation_report
+from alpacare_sft.generation import with_notice
+from alpacare_sft.held_out import GENERAL_ROWS, HeldOutRows, encode_rows, load_other_rows, read_rows, read_test_split
+from alpacare_sft.intervals import SCOPE
 from alpacare_sft.prompt import PromptEncoder
 from alpacare_sft.recipe.writing import read_resolved, recipe_sha256
+from alpacare_sft.recording import installed_versions
+from alpacare_sft.review import judge_answers, save_review_sheets
 from alpacare_sft.run import RunDirectory, write_json, write_text
+from alpacare_sft.scoring import RowScores, score_rows, summarize, summarize_scores, verdict_sentence
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from alpacare_sft.recipe import Recipe
 
-SIDE_BY_SIDE = 3
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found, and where it was written.
+
+    Attributes:
+        folder: `eval/` of the run, or a folder of its own in it for other rows, adapters or a limit.
+        scores: what `scores.json` holds.
+        predictions: what `predictions.jsonl` holds.
+        judgement: what `judge.json` holds, if the recipe names a judge.
+    """
+
+    folder: Path
+    scores: dict[str, Any]
+    predictions: list[dict[str, Any]]
+    judgement: dict[str, Any] | None = None
 
 
-def evaluate(recipe: Recipe, *, limit: int | None = None) -> dict[str, Any]:
+def evaluate(
+    recipe: Recipe, *, limit: int | None = None, rows: str | None = None, adapter: str | None = None
+) -> Evaluation:
     """Answer and score the run's test rows, with the base first and then with its adapter.
 
     Model, data, prompt and adapter are those of the run in `output_dir`; `generate`, `evaluate`
-    and `safety` those of the recipe given.
+    and `safety` those of the recipe given. Answers are written down as they come; an evaluation
+    that was stopped goes on where it was.
 
     Args:
         recipe: with the `output_dir` of a finished run.
         limit: score the first rows only.
-
-    Returns:
-        What `eval/scores.json` holds.
+        rows: a file or Hub data set to score on in the place of the test split.
+        adapter: a directory or Hub repository in the place of the run's adapter.
 
     Raises:
         RecipeError: if `limit` is not at least 1.
+        DataError: if `rows` cannot be used.
+        ModelError: if `adapter` cannot be had or does not fit.
         RunError: if there is no trained adapter, or its recipe was edited since.
     """
     if limit is not None and limit < 1:
         raise RecipeError(f"--limit must be at least 1, got {limit}.")
     run = RunDirectory(recipe.output_dir)
-    trained = _trained_recipe(run)
+    trained = trained_recipe(run)
     hardware.set_threads()
-    rows = _read_rows(run, limit)
-    tokenizer = load_tokenizer(trained.model)
-    model = _load_for_answers(trained, recipe)
-    encoder = PromptEncoder(tokenizer, trained.prompt)
-    encoded = [encoder.encode_row(row, max_length=sys.maxsize) for row in rows]  # references are never cut
-    measured = {}
-    if recipe.evaluate.baseline:
-        measured["base"] = _measure(model, tokenizer, encoded, recipe, "base")
-    measured["adapter"] = _measure(_with_adapter(model, run), tokenizer, encoded, recipe, "adapter")
-    scores = _score(rows, measured, recipe)
-    _save(run, rows, measured, scores)
-    _show(rows, measured, scores, recipe, run)
-    return scores
+    asked = load_other_rows(rows, trained, run, limit) if rows else read_test_split(run, limit)
+    folder = _folder(run, limit, rows, adapter)
+    with RunDirectory(folder).lock():
+        models = ComparedModels(trained, recipe, run, adapter)
+        encoder = PromptEncoder(models.tokenizer, trained.prompt)
+        questions = Questions(
+            encode_rows(asked.rows, encoder),
+            encode_rows(read_rows(GENERAL_ROWS), encoder) if "forgetting" in recipe.evaluate.metrics else [],
+            wants_answers=not {"rouge", "similarity"}.isdisjoint(recipe.evaluate.metrics),
+            wants_losses="loss" in recipe.evaluate.metrics,
+        )
+        sheets = _fill_sheets(folder, questions, models, recipe)
+        row_scores = score_rows(asked.rows, sheets, recipe.evaluate.metrics)
+        predictions = _predictions(asked, questions, sheets, row_scores, recipe.safety.disclaimer)
+        scores = {
+            **_summary(asked, questions, sheets, row_scores, recipe),
+            "limit": limit,
+            "complete": limit is None and rows is None and adapter is None,
+            "model": {**models.describe(), **sheets["adapter"].merge},
+            "generate": dataclasses.asdict(recipe.generate),
+            "evaluate": {key: value for key, value in dataclasses.asdict(recipe.evaluate).items() if key != "judge"},
+            "seconds": {who: round(sheet.seconds, 1) for who, sheet in sheets.items()},
+            "seed": recipe.train["seed"],
+            "recipe_sha256": recipe_sha256(trained),
+            "data_sha256": run.read_record()["data_sha256"],
+            "seen_in_training": 0,  # anything else was refused
+            "versions": installed_versions(),
+            "hardware": hardware.describe_hardware(),
+            "notice": recipe.safety.disclaimer,
+        }
+        _save(folder, scores, predictions, recipe)
+        if questions.wants_answers and scores["complete"]:  # `review` reads the sheets of the whole split
+            save_review_sheets(folder, predictions, seed=recipe.train["seed"], notice=recipe.safety.disclaimer)
+        judgement = _judge(folder, predictions, recipe)
+    return Evaluation(folder, scores, predictions, judgement)
 
 
-def _load_for_answers(trained: Recipe, recipe: Recipe) -> PreTrainedModel:
-    """The base in the precision of this machine, on its card if there is one."""
-    asked = {"fp16": recipe.train["fp16"], "bf16": None, "use_cpu": recipe.train["use_cpu"]}
-    model = load_base_model(trained.model, hardware.resolve_precision(asked).dtype)
-    if not trained.model.quantization:
-        model = model.to("cuda" if hardware.has_card() and not recipe.train["use_cpu"] else "cpu")
-    return model.eval()
+def trained_recipe(run: RunDirectory) -> Recipe:
+    """The recipe that a run's adapter was trained by.
 
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """Answers and reference losses of one model, in the order of the rows."""
-
-    answers: list[Answer]
-    """Empty if no score needs them."""
-
-    losses: list[float]
-    """Empty if not asked for. Mean negative log-likelihood of each reference, teacher forced, in nats a token."""
-
-
-def _trained_recipe(run: RunDirectory) -> Recipe:
+    Raises:
+        RunError: if there is no adapter, or the recipe was edited since.
+    """
     if not run.has_adapter():
         raise RunError(f"output_dir: {run.path} holds no trained adapter. Train it first: alpacare-sft train RECIPE.")
     trained = read_resolved(run.recipe)
@@ -95,121 +121,88 @@ def _trained_recipe(run: RunDirectory) -> Recipe:
     return trained
 
 
-def _read_rows(run: RunDirectory, limit: int | None) -> list[dict[str, Any]]:
-    lines = (run.data / "test.jsonl").read_text(encoding="utf-8").split("\n")  # other breaks may stand in a row
-    rows = [json.loads(line) for line in lines if line][:limit]
-    if not rows:
-        raise RunError("data.splits.test is 0, there is nothing to score. Give it rows and train again.")
-    return rows
+def _folder(run: RunDirectory, limit: int | None, rows: str | None, adapter: str | None) -> Path:
+    """Scores of the whole test split with the run's own adapter stand in `eval/`, and nothing else does."""
+    parts = [f"rows-{Path(rows).stem}"] if rows else []
+    parts += [f"adapter-{Path(adapter).name}"] if adapter else []
+    parts += [f"first-{limit}"] if limit else []
+    return run.path / "eval" / "-".join(parts) if parts else run.path / "eval"
 
 
-def _measure(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    encoded: Sequence[Mapping[str, Any]],
-    recipe: Recipe,
-    who: str,
-) -> Measured:
-    from rich.progress import track
-
-    wanted = recipe.evaluate.metrics
-    losses = [reference_loss(model, row) for row in encoded] if "loss" in wanted else []
-    if "rouge" not in wanted:
-        return Measured([], losses)
-    torch.manual_seed(recipe.train["seed"])  # sampled answers are those of the next time too
-    prompts = [row["input_ids"][: row["prompt_tokens"]] for row in encoded]
-    found = generate_answers(model, tokenizer, prompts, recipe.generate)
-    answers = dict(track(found, f"answers of {who}", total=len(prompts), console=Console(stderr=True)))
-    return Measured([answers[index] for index in range(len(prompts))], losses)
+def _fill_sheets(folder: Path, questions: Questions, models: ComparedModels, recipe: Recipe) -> dict[str, AnswerSheet]:
+    """Ask the base first: merging changes its weights."""
+    told = models.describe(), dataclasses.asdict(recipe.generate), recipe.train["seed"], installed_versions()
+    sheets: dict[str, AnswerSheet] = {}
+    for who in ("base", "adapter") if recipe.evaluate.baseline else ("adapter",):
+        fingerprint = questions.fingerprint(who, *told, hardware.describe_hardware()["device"])
+        sheet = AnswerSheet.open(folder / "answers" / f"{who}.jsonl", fingerprint)
+        if sheet.lacks(questions):
+            model, merge = (models.base(), {}) if who == "base" else models.with_adapter(questions.rows)
+            fill_sheet(sheet, questions, model, models.tokenizer, recipe, who, merge)
+        sheets[who] = sheet
+    return sheets
 
 
-@torch.inference_mode()
-def reference_loss(model: PreTrainedModel, row: Mapping[str, Any]) -> float:
-    """Mean negative log-likelihood of a row's learnt tokens, in nats a token."""
-    ids = torch.tensor([row["input_ids"]], device=model.device)
-    count = sum(row["completion_mask"])
-    logits = model(input_ids=ids, use_cache=False, logits_to_keep=count + 1).logits[0, :-1].float()
-    return float(torch.nn.functional.cross_entropy(logits, ids[0, -count:]))
+def _summary(
+    asked: HeldOutRows, questions: Questions, sheets: Mapping[str, AnswerSheet], row_scores: RowScores, recipe: Recipe
+) -> dict[str, Any]:
+    num_tokens = [sum(row["completion_mask"]) for row in questions.rows]
+    metrics = summarize_scores(row_scores, num_tokens, recipe.evaluate)
+    if questions.general:
+        every = range(len(questions.general))
+        values = {who: [sheet.general_losses[row] for row in every] for who, sheet in sheets.items()}
+        metrics["general_loss"] = summarize("general_loss", values, recipe.evaluate)
+    apart = [place for place, row in enumerate(asked.rows) if row["id"] not in asked.near]
+    near: dict[str, Any] = {"threshold": asked.threshold, "rows": len(asked.rows) - len(apart)}
+    if apart and near["rows"]:
+        kept = summarize_scores(row_scores, num_tokens, recipe.evaluate, apart)
+        near["without"] = {"n": len(apart), "metrics": kept}
+    return {
+        "n": len(asked.rows),
+        "source": asked.source,
+        "rows": dict(asked.counts),
+        "metrics": metrics,
+        "verdict": verdict_sentence(metrics, len(asked.rows), asked.source),
+        "intervals": SCOPE,
+        "near_duplicates": near,
+    }
 
 
-def _with_adapter(model: PreTrainedModel, run: RunDirectory) -> PreTrainedModel:
-    """The base with the adapter merged into it, or wrapped around it when the base is quantized."""
-    from peft import PeftModel
-
-    wrapped = PeftModel.from_pretrained(model, run.adapter)
-    quantized = getattr(model, "is_quantized", False)
-    return (wrapped if quantized else wrapped.merge_and_unload()).eval()
-
-
-def _score(rows: Sequence[Mapping[str, Any]], measured: Mapping[str, Measured], recipe: Recipe) -> dict[str, Any]:
-    confidence, samples = recipe.evaluate.confidence, recipe.evaluate.bootstrap_samples
-    found: dict[str, dict[str, list[float]]] = {}
-    if "loss" in recipe.evaluate.metrics:
-        found["loss"] = {name: part.losses for name, part in measured.items()}
-    if "rouge" in recipe.evaluate.metrics:
-        references = [row["output"] for row in rows]
-        for name, part in measured.items():
-            for kind, values in metrics.rouge_scores([a.text for a in part.answers], references).items():
-                found.setdefault(kind, {})[name] = values
-    scores: dict[str, Any] = {"n": len(rows)}
-    scores["metrics"] = {m: metrics.paired_summary(values, confidence, samples) for m, values in found.items()}
-    cut = {name: [not a.finished for a in part.answers] for name, part in measured.items() if part.answers}
-    return scores | {"cut_at_max_new_tokens": {name: sum(flags) / len(rows) for name, flags in cut.items()}}
-
-
-def _save(
-    run: RunDirectory, rows: Sequence[Mapping[str, Any]], measured: Mapping[str, Measured], scores: Mapping[str, Any]
-) -> None:
+def _predictions(
+    asked: HeldOutRows, questions: Questions, sheets: Mapping[str, AnswerSheet], row_scores: RowScores, notice: str
+) -> list[dict[str, Any]]:
     lines = []
-    for index, row in enumerate(rows):
+    for place, row in enumerate(asked.rows):
         prompt = {"instruction": row["instruction"], "input": row["input"]}
-        line = {"id": row["id"], "prompt": prompt, "reference": row["output"]}
-        for name, part in measured.items():
-            if part.losses:
-                line[f"{name}_loss"] = part.losses[index]
-            if part.answers:
-                line |= {name: part.answers[index].text, f"{name}_finished": part.answers[index].finished}
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    write_text(run.path / "eval" / "predictions.jsonl", "".join(lines))
-    write_json(run.path / "eval" / "scores.json", scores)
+        line: dict[str, Any] = {"id": row["id"], "prompt": prompt, "reference": row["output"]}
+        answers = {who: sheet.answers[place] for who, sheet in sheets.items() if sheet.answers}
+        for who, answer in answers.items():
+            line |= {who: answer.text, f"{who}_end": answer.end, f"{who}_tokens": answer.num_tokens}
+        line["reference_tokens"] = sum(questions.rows[place]["completion_mask"])
+        line["display"] = {who: with_notice(answer.text, notice) for who, answer in answers.items()}
+        of_row = {
+            name: {who: values[place] for who, values in sides.items() if values[place] is not None}
+            for name, sides in row_scores.items()
+        }
+        line["scores"] = {name: sides for name, sides in of_row.items() if sides}
+        if row["id"] in asked.near:
+            line["near_duplicate_of"] = asked.near[row["id"]]
+        lines.append(line)
+    return lines
 
 
-def _show(
-    rows: Sequence[Mapping[str, Any]],
-    measured: Mapping[str, Measured],
-    scores: Mapping[str, Any],
-    recipe: Recipe,
-    run: RunDirectory,
-) -> None:
-    console = Console()
-    answered = {name: part.answers for name, part in measured.items() if part.answers}
-    for index in range(min(SIDE_BY_SIDE, len(rows)) if answered else 0):
-        console.print(_side_by_side(rows[index], {name: answers[index] for name, answers in answered.items()}))
-    console.print(_score_table(scores))
-    if answered:
-        console.print(f"[italic]{escape(recipe.safety.disclaimer)}[/italic]")
-    console.print(f"\nwritten to {escape(str(run.path / 'eval'))}: predictions.jsonl, scores.json")
+def _save(folder: Path, scores: dict[str, Any], predictions: list[dict[str, Any]], recipe: Recipe) -> None:
+    write_text(folder / "predictions.jsonl", "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions))
+    write_json(folder / "scores.json", scores)
+    save_evaluation_report(folder / "report.html", scores, predictions, notice=recipe.safety.disclaimer)
 
 
-def _side_by_side(row: Mapping[str, Any], answers: Mapping[str, Answer]) -> Table:
-    question = row["instruction"] + (f"\n{row['input']}" if row["input"] else "")
-    table = Table(title=f"test row {row['id']}: {escape(question)}", title_justify="left", show_lines=True, expand=True)
-    for name in ("reference", *answers):
-        table.add_column(name, ratio=1, overflow="fold")
-    shown = [answer.text + ("" if answer.finished else " […]") for answer in answers.values()]
-    table.add_row(*(escape(text) for text in (row["output"], *shown)))
-    return table
-
-
-def _score_table(scores: Mapping[str, Any]) -> Table:
-    summaries = scores["metrics"]
-    first = next(iter(summaries.values()))
-    title = f"{scores['n']} test rows, {first['adapter']['confidence']:.0%} intervals over the choice of rows"
-    table = Table(title=title, title_justify="left")
-    table.add_column("score")
-    for name in first:
-        table.add_column(f"{name} (adapter - base)" if name == "difference" else name, justify="right")
-    for metric, summary in summaries.items():
-        cells = [f"{part['mean']:.4f} [{part['low']:.4f}, {part['high']:.4f}]" for part in summary.values()]
-        table.add_row(metric + (" (lower is better)" if metric == "loss" else ""), *(escape(cell) for cell in cells))
-    return table
+def _judge(folder: Path, predictions: list[dict[str, Any]], recipe: Recipe) -> dict[str, Any] | None:
+    """Last, so that a judge that fails costs no answer and no score."""
+    judged = folder / "judge.json"
+    if recipe.evaluate.judge is None:
+        judged.unlink(missing_ok=True)
+        return None
+    found = judge_answers(predictions, recipe.evaluate.judge)
+    write_json(judged, found)
+    return found

@@ -1,62 +1,143 @@
-"""Scores of answers, and intervals that are paired by row. Pure numbers, no model."""
+"""Scores of single answers, without a model: ROUGE, repetition, choices. Intervals are in `intervals`."""
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy import stats
+import evaluate
+from datasets import Features, Value
+from evaluate import MetricInfo
+
+from alpacare_sft.errors import RecipeError
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-_SEED = 20240101
+REPEATED_FROM = 0.5
+
+
+class Rouge(evaluate.Metric):
+    """ROUGE-1, -2, -L and -Lsum of each row, by `rouge_score`.
+
+    `evaluate.load("rouge")` fetches its script from the Hub and does not stem unless told; with
+    `use_stemmer=True` and `use_aggregator=False` its numbers are these. The aggregate there is the
+    median of an unseeded bootstrap; here a mean over rows is a plain mean.
+    """
+
+    def _info(self) -> MetricInfo:
+        return MetricInfo(
+            description="F-measure of shared words, word pairs and longest common subsequence, for each row.",
+            citation='Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004',
+            inputs_description=(
+                "predictions: written texts; references: the texts of the same rows; use_stemmer: Porter stemmer. "
+                "Words are runs of ASCII letters and digits in lower case, the tokenizer of rouge_score; sentences "
+                "of rougeLsum are lines."
+            ),
+            features=Features({"predictions": Value("string"), "references": Value("string")}),
+        )
+
+    def _compute(
+        self, predictions: Sequence[str], references: Sequence[str], use_stemmer: bool = True
+    ) -> dict[str, list[float]]:
+        from rouge_score.rouge_scorer import RougeScorer
+
+        scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=use_stemmer)
+        rows = [scorer.score(target, written) for written, target in zip(predictions, references, strict=True)]
+        return {kind: [row[kind].fmeasure for row in rows] for kind in ROUGE_TYPES}
 
 
 def rouge_scores(answers: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
-    """F-measures of each row by `rouge_score`, Porter stemmer on, its own tokenizer (ASCII letters and digits).
+    """F-measures of each row, each of shape (n,); see `Rouge`."""
+    if not answers:
+        return {kind: [] for kind in ROUGE_TYPES}
+    found: dict[str, list[float]] = Rouge(keep_in_memory=True).compute(predictions=answers, references=references)
+    return found
 
-    Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004.
+
+def similarities(answers: Sequence[str], references: Sequence[str]) -> list[float]:
+    """Cosine of the sentence embeddings of each answer and its reference, shape (n,).
+
+    The embeddings are means of word vectors that the wheel of `wordllama` carries (l2_supercat, 256
+    dimensions): they tell likeness of topic, and hardly see a "not". An empty answer has 0.
+
+    Raises:
+        RecipeError: if `wordllama` is not installed.
     """
-    from rouge_score.rouge_scorer import RougeScorer
+    if importlib.util.find_spec("wordllama") is None:
+        raise RecipeError(
+            "evaluate.metrics: similarity needs wordllama. Install it: pip install 'alpacare_sft[similarity]'."
+        )
+    import wordllama
 
-    scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
-    rows = [scorer.score(reference, answer) for answer, reference in zip(answers, references, strict=True)]
-    return {kind: [row[kind].fmeasure for row in rows] for kind in ROUGE_TYPES}
+    # wordllama 0.4 looks for its tokenizer beside the folder that holds it, and would then download it.
+    model = wordllama.WordLlama.load(cache_dir=Path(wordllama.__file__).parent, disable_download=True)
+    written, expected = (model.embed([text or " " for text in texts], norm=True) for texts in (answers, references))
+    cosines = (written * expected).sum(axis=1)
+    return [float(cosine) if text else 0.0 for text, cosine in zip(answers, cosines, strict=True)]
 
 
-def paired_summary(scores: Mapping[str, Sequence[float]], confidence: float, samples: int) -> dict[str, Any]:
-    """Means of base, adapter and their difference, each with a bootstrap interval over the rows.
+def repetition(text: str) -> float:
+    """Share of a text's four-word runs that it had before: 0 for none, towards 1 for a loop."""
+    words = text.casefold().split()
+    runs = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
-    Rows are drawn together, so the interval of the difference is paired. Source: Efron and
-    Tibshirani, "An Introduction to the Bootstrap", 1993, percentile intervals.
 
-    Args:
-        scores: `adapter`, and `base` if it was scored: one score a row, in the same order, shape (n,).
-        confidence: level of the intervals, in (0, 1).
-        samples: bootstrap resamples.
+_OPTION = re.compile(r"(?:^|(?<=[\s,;(\[]))\(?([A-Ha-h])[).:]\s*(?=\S)")
+_STATED = re.compile(
+    r"^\W*(?:the\s+)?(?:correct\s+|right\s+|best\s+)?(?:answer|option|choice)?\s*(?:is)?\s*:?\s*", re.I
+)
+
+
+def parse_options(text: str) -> dict[str, str]:
+    """Options of a multiple-choice question by their letter, such as `A) radius B) ulna`.
 
     Returns:
-        For each of `base`, `adapter` and `difference`: `mean`, `low`, `high` and `confidence`.
+        Texts by capital letter; empty unless there are at least two, lettered from A on without a gap.
     """
-    columns = {name: np.asarray(values, dtype=float) for name, values in scores.items()}
-    if "base" in columns:
-        columns["difference"] = columns["adapter"] - columns["base"]
-    return {name: _interval(values, confidence, samples) for name, values in columns.items()}
+    marks = list(_OPTION.finditer(text))
+    letters = [mark[1].upper() for mark in marks]
+    if len(marks) < 2 or letters != [chr(ord("A") + place) for place in range(len(marks))]:
+        return {}
+    ends = [*(mark.start() for mark in marks[1:]), len(text)]
+    texts = [text[mark.end() : end].strip(" \n\t,;()[]") for mark, end in zip(marks, ends, strict=True)]
+    return dict(zip(letters, texts, strict=True))
 
 
-def _interval(values: Any, confidence: float, samples: int) -> dict[str, Any]:
-    mean = float(values.mean())
-    low = high = mean
-    if len(values) > 1 and np.ptp(values) > 0:
-        found = stats.bootstrap(
-            (values,),
-            np.mean,
-            vectorized=True,
-            n_resamples=samples,
-            confidence_level=confidence,
-            method="percentile",
-            rng=np.random.default_rng(_SEED),
-            batch=1000,
-        ).confidence_interval
-        low, high = float(found.low), float(found.high)
-    return {"mean": mean, "low": low, "high": high, "confidence": confidence}
+def chosen_option(answer: str, options: Mapping[str, str]) -> str | None:
+    """The one option that an answer chooses: by its letter at the beginning, or by its text anywhere.
+
+    Args:
+        answer: free text.
+        options: as `parse_options` returns them.
+
+    Returns:
+        A capital letter, or None if no option is named or more than one is.
+    """
+    said = answer[_STATED.match(answer).end() :]  # type: ignore[union-attr]  # matches the empty text as well
+    lettered = re.match(r"\(?([A-Ha-h])(?:[).:]|\s*$)", said)
+    if lettered and lettered[1].upper() in options:
+        return lettered[1].upper()
+    named = [
+        letter
+        for letter, text in options.items()
+        if text and re.search(rf"(?<!\w){re.escape(text.rstrip('.').casefold())}(?!\w)", answer.casefold())
+    ]
+    return named[0] if len(named) == 1 else None
+
+
+def choice_scores(rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> list[float | None]:
+    """1 where an answer chooses the option that the reference chooses, 0 where not, None for other rows.
+
+    Args:
+        rows: with `instruction`, `input` and `output`.
+        answers: written, in the same order.
+    """
+    scores: list[float | None] = []
+    for row, answer in zip(rows, answers, strict=True):
+        options = parse_options(f"{row['instruction']}\n{row['input']}")
+        right = chosen_option(row["output"], options) if options else None
+        scores.append(None if right is None else float(chosen_option(answer, options) == right))
+    return scores

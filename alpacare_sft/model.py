@@ -33,7 +33,7 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    with _told_by_cause(model):
+    with told_by_cause(model.model_name_or_path, model.model_revision):
         _refuse_adapter(model)
         tokenizer = AutoTokenizer.from_pretrained(_source(model), **_revision(model))
     set_pad_token(tokenizer)
@@ -84,7 +84,7 @@ def load_base_model(model: ModelSection, dtype: str) -> PreTrainedModel:
     if model.quantization:
         options["quantization_config"] = _quantization(chosen)
         options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"}
-    with _told_by_cause(model):
+    with told_by_cause(model.model_name_or_path, model.model_revision):
         _refuse_adapter(model)
         base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(_source(model), **_revision(model), **options)
     base.requires_grad_(False)
@@ -145,18 +145,27 @@ def _refuse_adapter(model: ModelSection) -> None:
 
 
 @contextmanager
-def _told_by_cause(model: ModelSection) -> Iterator[None]:
-    """Turn what goes wrong while loading into one message a cause, each with its remedy."""
-    name = model.model_name_or_path
+def told_by_cause(name: str, revision: str | None, key: str = "model.model_name_or_path") -> Iterator[None]:
+    """Turn what goes wrong while loading into one message a cause, each with its remedy.
+
+    Args:
+        name: a directory, or a repository on the Hub.
+        revision: of the repository.
+        key: what names it, for the message.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    told = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
     try:
         yield
     except Exception as error:
-        if not isinstance(error, (OSError, ValueError, KeyError, ImportError)) and not _is_of_http(error):
+        if isinstance(error, torch.OutOfMemoryError) or not (isinstance(error, told) or _is_of_http(error)):
             raise
-        raise ModelError(f"model.model_name_or_path: {_loading_fault(name, model.model_revision, error)}") from error
+        raise ModelError(f"{key}: {_loading_fault(name, revision, error)}") from error
 
 
-def _loading_fault(name: str, revision: str, error: BaseException) -> str:
+def _loading_fault(name: str, revision: str | None, error: BaseException) -> str:
     from huggingface_hub import errors as hub
 
     page = f"https://huggingface.co/{name}"
@@ -184,6 +193,10 @@ def _loading_fault(name: str, revision: str, error: BaseException) -> str:
         return answered
     if Path(name).expanduser().is_dir() and not (Path(name).expanduser() / "config.json").exists():
         return f"{name} is a directory without config.json. Name the directory of a saved model."
+    if type(error).__name__ == "SafetensorError":
+        return f"{name} holds weights that are cut short or damaged ({error}). Copy or download them again."
+    if "ignore_mismatched_sizes" in str(error):
+        return f"{name} holds weights of other sizes than its config.json says. Copy or download it again."
     if "attention" in str(error).lower() or "flash" in str(error).lower():
         return f"{name} cannot be loaded with this model.attn_implementation: {str(error).strip().splitlines()[0]}"
     return f"{name} cannot be loaded: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"

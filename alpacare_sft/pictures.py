@@ -105,7 +105,7 @@ def draw_losses(figure: Figure, narrow: bool, history: Sequence[Numbers], best: 
 
 
 def draw_rates(figure: Figure, narrow: bool, history: Sequence[Numbers]) -> None:
-    """Training and validation loss by step, the best step marked."""
+    """Learning rate and gradient norm by step, one panel each."""
     panels = {"learning rate": "learning_rate", "gradient norm": "grad_norm"}
     panels = {title: key for title, key in panels.items() if points(history, key)[0]}
     grid = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
@@ -119,7 +119,7 @@ def draw_rates(figure: Figure, narrow: bool, history: Sequence[Numbers]) -> None
 
 
 def draw_funnel(figure: Figure, narrow: bool, funnel: Sequence[Numbers]) -> None:
-    """Learning rate and gradient norm by step, one panel each."""
+    """A bar a step: rows left, rows dropped dotted, and the splits at the end."""
     axes = figure.subplots()
     for y, bar in enumerate(funnel):
         colour = SECOND if bar.get("is_split") else FIRST
@@ -139,7 +139,7 @@ def draw_funnel(figure: Figure, narrow: bool, funnel: Sequence[Numbers]) -> None
 
 
 def draw_lengths(figure: Figure, narrow: bool, lengths: Mapping[str, list[int]], max_length: int | None) -> None:
-    """A bar a step: rows left, rows dropped dotted, and the splits at the end."""
+    """Histograms of prompt, answer and both, with the limit as a line."""
     longest = max(lengths["Prompt and answer"])
     limit = min(longest, 2 * max_length) if max_length else longest
     line = max_length if max_length and max_length <= 2 * longest else None
@@ -156,8 +156,31 @@ def draw_lengths(figure: Figure, narrow: bool, lengths: Mapping[str, list[int]],
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left")
 
 
+def draw_differences(figure: Figure, narrow: bool, panels: Sequence[Numbers]) -> None:
+    """Differences row by row in rising order, one panel a score, with their mean and its interval.
+
+    Each panel has `title`, `values` (sorted, not empty) and `summary`, which may have `mean`, `low` and `high`.
+    """
+    grid = figure.subplots(*((len(panels), 1) if narrow else (1, len(panels))), squeeze=False).ravel()
+    for axes, panel in zip(grid, panels, strict=True):
+        values, summary = panel["values"], panel["summary"]
+        edges = [row + 0.5 for row in range(len(values) + 1)]
+        axes.stairs(values, edges, fill=True, color=FIRST, alpha=0.6, label="test rows")
+        axes.axhline(0, color=INK, linewidth=1)
+        mean, low, high = (summary.get(key) for key in ("mean", "low", "high"))
+        if all(isinstance(bound, float | int) and math.isfinite(bound) for bound in (low, high)):
+            axes.axhspan(low, high, color=SECOND, alpha=0.3, linewidth=0, label="interval of the mean")
+        if isinstance(mean, float | int) and math.isfinite(mean):
+            axes.axhline(mean, color=SECOND, linewidth=1.5, linestyle="--", label="mean")
+        axes.set_title(panel["title"])
+        axes.set_xlim(0, len(values) + 1)
+        _label_axes(axes, "test rows, by rising difference", "adapter − base" if narrow or axes is grid[0] else "")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper left", ncols=1 if narrow else 3)
+
+
 def _label_axes(axes: Axes, x: str, y: str = "") -> None:
-    """Histograms of prompt, answer and both, with the limit as a line."""
+    """Labels, and whole numbers with thousands set apart on the axis below."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel(x)

@@ -46,7 +46,7 @@ def recorded(run: RunDirectory, recipe: Recipe) -> Iterator[None]:
             {
                 "status": "running",
                 "recipe_sha256": recipe_sha256(recipe),
-                "versions": {name: version for name in PACKAGES if (version := _version(name))},
+                "versions": installed_versions(),
                 "git_commit": _git_commit(),
                 "hardware": hardware.describe_hardware(),
                 "precision": "fp16" if recipe.train["fp16"] else "bf16" if recipe.train["bf16"] else "fp32",
@@ -69,6 +69,11 @@ def recorded(run: RunDirectory, recipe: Recipe) -> Iterator[None]:
         if told is error:
             raise
         raise told from error
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    return {name: version for name in PACKAGES if (version := _version(name))}
 
 
 def _version(package: str) -> str | None:

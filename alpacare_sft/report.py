@@ -53,7 +53,7 @@ def save_training_report(path: Path, record: Numbers, log_history: Sequence[Numb
         label = "Learning rate and gradient norm by optimizer step; the values are in the table of logged numbers."
         pictures["rates"] = picture("rates", label, partial(draw_rates, history=log_history), (340, 380))
     context = {"not_finite": sum(not math.isfinite(value) for value in values), "log": _merge_steps(log_history)}
-    write_text(path, _render("training.html", record=record, best=best, pictures=pictures, **context))
+    write_text(path, render("training.html", record=record, best=best, pictures=pictures, **context))
 
 
 def save_data_report(path: Path, report: Numbers) -> None:
@@ -77,11 +77,12 @@ def save_data_report(path: Path, report: Numbers) -> None:
         draw = partial(draw_lengths, lengths=totals, max_length=max_length)
         pictures["lengths"] = picture("lengths", label, draw, (270, 560))
     longer = sum(total > max_length for total in totals["Prompt and answer"]) if max_length else 0
-    page = _render("data.html", report=report, funnel=funnel, pictures=pictures, split_labels=SPLITS, longer=longer)
+    page = render("data.html", report=report, funnel=funnel, pictures=pictures, split_labels=SPLITS, longer=longer)
     write_text(path, page)
 
 
-def _render(template: str, **context: Any) -> str:
+def render(template: str, **context: Any) -> str:
+    """The page that a template of `templates/` makes; text in it is escaped, and what is missing is empty."""
     from jinja2 import ChainableUndefined, Environment, PackageLoader
 
     environment = Environment(
@@ -91,7 +92,7 @@ def _render(template: str, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=_format_number, seconds=_format_seconds)
+    environment.filters.update(number=_format_number, seconds=_format_seconds, place=drop_place)
     return environment.get_template(template).render(context)
 
 
@@ -113,6 +114,13 @@ def _format_seconds(value: Any) -> str:
     parts = [f"{hours} h"] if hours else []
     parts += [f"{minutes} min"] if hours or minutes else []
     return " ".join([*parts, f"{seconds} s"]) if parts else f"{value:.1f} s"
+
+
+def drop_place(name: Any) -> Any:
+    """A folder's own name for one on this disk; a name on the Hub, and what is missing, as it is."""
+    if not isinstance(name, str) or not (name.startswith(("/", "~", ".")) or "\\" in name):
+        return name
+    return name.replace("\\", "/").rstrip("/").split("/")[-1]
 
 
 def _best_step(record: Numbers, history: Sequence[Numbers]) -> tuple[int, float] | None:

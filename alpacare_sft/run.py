@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -16,6 +17,7 @@ from typing import Any
 
 from alpacare_sft.errors import RunError
 
+_SCRATCH = re.compile(r"\.(adapter|data|eval|\.?[a-z_]+\.(json|jsonl|yaml|html|csv))\.([a-z0-9_]{8}|old)")
 LOCK_REMEDY = "Wait for it, stop it, or choose another output_dir"
 
 
@@ -137,6 +139,11 @@ class RunDirectory:
         for path in (self.recipe, self.record, self.training_report):
             path.unlink(missing_ok=True)
 
+    def _remove_scratch(self) -> None:
+        """Remove what a killed process had begun to write; the lock says that none is writing now."""
+        for path in [path for path in self.path.iterdir() if _SCRATCH.fullmatch(path.name)]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes out of this directory.
@@ -160,6 +167,7 @@ class RunDirectory:
             raise RunError(f"output_dir: {self.path} is in use by {_who(holder)}. {LOCK_REMEDY}.") from None
         except OSError as error:
             raise RunError(f"output_dir: {self.path} cannot be written: {error.strerror}. Choose another.") from error
+        self._remove_scratch()
         try:
             write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")})
             yield

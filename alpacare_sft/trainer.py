@@ -55,7 +55,9 @@ class AnswerLoss(torch.autograd.Function):
         """
         loss, hits = logits.new_zeros(()), targets.new_zeros(())
         at_a_time = AnswerLoss.rows_at_a_time
-        for rows, aims in zip(logits.detach().split(at_a_time), targets[:, None].split(at_a_time), strict=True):
+        for rows, aims in zip(
+            torch.split(logits.detach(), at_a_time), torch.split(targets[:, None], at_a_time), strict=True
+        ):
             aimed = rows.gather(1, aims)
             highest, likeliest = rows.max(1, keepdim=True)
             total = rows.sub_(highest).exp_().sum(1, keepdim=True)
@@ -71,6 +73,12 @@ class AnswerLoss(torch.autograd.Function):
         """Softmax less the target, shape (N, V)."""
         gradient, ctx.gradient = ctx.gradient, None
         return gradient.mul_(outer[0]), None
+
+
+def answer_loss(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`AnswerLoss` as a function."""
+    found: tuple[torch.Tensor, torch.Tensor] = AnswerLoss.apply(logits, targets)  # type: ignore[no-untyped-call]
+    return found
 
 
 def upstream_is_compact(device: torch.device) -> bool:
@@ -135,8 +143,8 @@ class AnswerSFTTrainer(SFTTrainer):
         if targets.numel() == 0:
             raise RunError("a batch holds no token to learn. Rows without an answer should have been dropped.")
         given = {key: value for key, value in inputs.items() if key != "labels"}
-        total, hits = AnswerLoss.apply(answer_logits(model, given, mask).float(), targets)
-        loss = total / (targets.numel() if num_items_in_batch is None else num_items_in_batch)
+        total, hits = answer_loss(answer_logits(model, given, mask).float(), targets)
+        loss: torch.Tensor = total / (targets.numel() if num_items_in_batch is None else num_items_in_batch)
         # As upstream: the count spans all processes, and DDP averages their gradients.
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())

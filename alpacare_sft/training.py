@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft import hardware
 from alpacare_sft.adapter import check_adapter, save_adapter
 from alpacare_sft.building import build_sft_config, build_trainer, check_trackers
-from alpacare_sft.card import format_card
 from alpacare_sft.checkpoints import Checkpoint, newest_whole_checkpoint
 from alpacare_sft.data import prepare_data
 from alpacare_sft.data.saving import refuse_other_data, refuse_other_recipe, save_data
 from alpacare_sft.errors import RunError, StoppedError
+from alpacare_sft.hub.card import save_card
 from alpacare_sft.model import base_identity, load_base_model, load_tokenizer
 from alpacare_sft.recording import effective_batch_size, is_main_process, recorded, say, summarize_training
 from alpacare_sft.report import save_training_report
-from alpacare_sft.run import RunDirectory, check_free_disk, write_text
+from alpacare_sft.run import RunDirectory, check_free_disk
+from alpacare_sft.upstream import check_config, check_launcher
 
 if TYPE_CHECKING:
     from alpacare_sft.callbacks import StopOnSignal
@@ -50,13 +51,14 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
     """
     from alpacare_sft.callbacks import StopOnSignal
 
+    check_launcher()
     hardware.check_devices()
     threads = hardware.set_threads()
     precision = hardware.resolve_precision(recipe.train)
     recipe = dataclasses.replace(recipe, train={**recipe.train, "fp16": precision.fp16, "bf16": precision.bf16})
     run = RunDirectory(recipe.output_dir)
     check_trackers(recipe)
-    build_sft_config(recipe, run, precision)  # what upstream refuses is told before anything is written
+    check_config(build_sft_config(recipe, run, precision))  # what upstream refuses is told before anything is written
     with run.lock() if is_main_process() else nullcontext(), StopOnSignal() as stop:
         with _main_process_first():
             if overwrite and is_main_process():
@@ -131,7 +133,7 @@ def _run(recipe: Recipe, run: RunDirectory, stop: StopOnSignal, precision: hardw
                 "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
             }
         )
-        write_text(run.adapter / "README.md", format_card(recipe, record))
+        save_card(run, recipe)
         save_training_report(run.training_report, record, trainer.state.log_history)
         record = run.update_record({"status": "done"})
         say(_farewell(run, record))

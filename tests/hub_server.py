@@ -1,4 +1,7 @@
-"""A small Hub on the loopback: what the clients of `huggingface_hub` and `datasets` ask for when they read."""
+"""A small Hub on the loopback: what the clients of `huggingface_hub` and `datasets` ask for when they read.
+
+What they ask for when they write is in `hub_writing`.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +46,14 @@ class Repository:
     def files(self) -> list[str]:
         return sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
 
+    def knows(self, revision: str) -> bool:
+        return revision in ("main", self.commit)
+
+    def read(self, file: str, revision: str = "main") -> bytes:
+        return (self.folder / file).read_bytes()
+
     def oid(self, file: str) -> str:
-        content = (self.folder / file).read_bytes()
+        content = self.read(file)
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
     def info(self) -> dict[str, Any]:
@@ -67,7 +76,7 @@ class Repository:
         return [self.entry(file) for file in files]
 
     def entry(self, file: str) -> dict[str, Any]:
-        return {"type": "file", "path": file, "size": (self.folder / file).stat().st_size, "oid": self.oid(file)}
+        return {"type": "file", "path": file, "size": len(self.read(file)), "oid": self.oid(file)}
 
 
 @dataclass
@@ -110,11 +119,13 @@ class Handler(BaseHTTPRequestHandler):
     server: HubServer
 
     def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = unquote(urlsplit(self.path).path)
         try:
+            body = self._read_body(path)
             if path == "/api/whoami-v2":
                 self._send_json(self._whoami())
+            elif self.command in ("POST", "PUT") and (answer := self._write(path, body)) is not None:
+                self._send_json(answer)
             elif match := API.fullmatch(path):
                 self._send_api(match, body)
             elif match := RESOLVE.fullmatch(path):
@@ -124,7 +135,14 @@ class Handler(BaseHTTPRequestHandler):
         except Refusal as refusal:
             self._send(refusal.status, {"X-Error-Code": refusal.code, "X-Error-Message": refusal.message}, b"")
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
+
+    def _write(self, path: str, body: bytes) -> Any | None:
+        """The answer to a request that writes, or None if it is none of those."""
+        return None
+
+    def _read_body(self, path: str) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def _token(self) -> str | None:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ").strip()
@@ -142,11 +160,14 @@ class Handler(BaseHTTPRequestHandler):
         """What is asked for, if this token may know of it."""
         token = self._token()
         repository = self.server.hub.find(match["kind"] or "models", match["name"])
-        if repository is None or (repository.private and token is None):
+        if repository is None or (repository.private and not self._may_see(repository, token)):
             raise Refusal(404 if token else 401, "RepoNotFound", "Repository not found")
         if repository.status:
             raise Refusal(repository.status, "", "Not for this token")
         return repository
+
+    def _may_see(self, repository: Repository, token: str | None) -> bool:
+        return token is not None
 
     def _check_access(self, repository: Repository) -> None:
         """Files are behind the gate; the repository's page and its list of files are not."""
@@ -158,7 +179,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(403, "GatedRepo", f"You are not in the authorized list. Visit {page} to ask for access.")
 
     def _check_revision(self, repository: Repository, revision: str) -> None:
-        if revision not in ("main", repository.commit):
+        if not repository.knows(revision):
             raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
 
     def _send_api(self, match: re.Match[str], body: bytes) -> None:
@@ -182,7 +203,7 @@ class Handler(BaseHTTPRequestHandler):
         if file not in repository.files():
             self._send(404, {**commit, "X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}, b"")
             return
-        content = (repository.folder / file).read_bytes()
+        content = repository.read(file, revision)
         headers = {**commit, "ETag": f'"{repository.oid(file)}"', "Accept-Ranges": "bytes"}
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             start, end = int(asked[1]), int(asked[2] or len(content) - 1)
@@ -219,8 +240,8 @@ class HubServer(ThreadingHTTPServer):
 
     daemon_threads = False
 
-    def __init__(self, hub: Hub) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, hub: Hub, handler: type[Handler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
         self.hub = hub
         self.open: set[socket.socket] = set()
         hub.endpoint = f"http://127.0.0.1:{self.server_port}"
@@ -241,9 +262,9 @@ class HubServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def serve(hub: Hub) -> Iterator[Hub]:
+def serve(hub: Hub, handler: type[Handler] = Handler) -> Iterator[Hub]:
     """Serve a Hub until the block ends; no thread and no socket is left behind."""
-    server = HubServer(hub)
+    server = HubServer(hub, handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

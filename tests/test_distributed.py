@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from alpacare_sft.errors import RecipeError
+from alpacare_sft.hardware import Precision
+from alpacare_sft.run import RunDirectory
+
 pytestmark = pytest.mark.slow
 
 
@@ -46,3 +50,42 @@ def test_two_processes_take_the_steps_of_one(document: dict[str, Any], tmp_path:
     assert record["data_sha256"] == one["data_sha256"]
     assert record["tokens"] == one["tokens"]
     assert losses(tmp_path / "two") == pytest.approx(losses(Path(document["output_dir"])), abs=1e-4)
+
+
+def test_a_launcher_that_splits_the_model_is_refused_in_one_message(document: dict[str, Any], tmp_path: Path) -> None:
+    """Without a card accelerate 1.15 leaves it out without a word, and one process saves the adapter with a card."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(document))
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2"]
+    command = [*launcher, "--num_processes", "2", "-m", "alpacare_sft", str(recipe)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 1  # the launcher's own
+    assert len(told) == 1 and "the launcher asks for FSDP, which is not supported" in told[0]
+    assert not Path(document["output_dir"]).exists()
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"])
+def test_other_ways_to_split_the_model_are_refused(
+    document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    from alpacare_sft.recipe.loading import recipe_from_document
+    from alpacare_sft.training import train
+
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(RecipeError, match=r"the launcher asks for .* not supported: each process must hold the whole"):
+        train(recipe_from_document(document))
+    assert not Path(document["output_dir"]).exists()
+
+
+def test_the_precision_is_that_of_the_recipe_and_not_of_the_launcher(
+    document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alpacare_sft.building import build_sft_config
+    from alpacare_sft.recipe.loading import recipe_from_document
+
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    recipe = recipe_from_document(document)
+    config = build_sft_config(recipe, RunDirectory(recipe.output_dir), Precision(fp16=False, bf16=False))
+    assert config.mixed_precision == "no"

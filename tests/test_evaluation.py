@@ -1,22 +1,24 @@
-"""Answers and scores: batches change nothing, intervals are paired, notices stay out of what is scored."""
+"""Answers and scores: batches change nothing, a stop loses nothing, notices stay out of what is scored."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from alpacare_sft.errors import RecipeError, RunError
-from alpacare_sft.evaluation import evaluate, reference_loss
-from alpacare_sft.generation import generate_answers, pad_left
-from alpacare_sft.metrics import paired_summary, rouge_scores
+from alpacare_sft.answering import reference_loss
+from alpacare_sft.asking import ask
+from alpacare_sft.errors import DataError, ModelError, RecipeError, RunError
+from alpacare_sft.evaluation import evaluate
+from alpacare_sft.generation import generate_answers, pad_left, read_answer
 from alpacare_sft.model import load_base_model
 from alpacare_sft.prompt import PromptEncoder
-from alpacare_sft.recipe import Recipe
+from alpacare_sft.recipe import Recipe, load_recipe
 from alpacare_sft.recipe.sections import GenerateSection
 from alpacare_sft.training import train
 
@@ -53,21 +55,23 @@ def test_reference_loss_is_that_of_the_model_on_the_answer_alone(make_recipe: Ma
     assert reference_loss(model, row) == pytest.approx(expected, abs=1e-5)
 
 
-def test_rouge_has_known_values() -> None:
-    scores = rouge_scores(["the cat sat"], ["the cat sat on the mat"])
-    assert scores["rouge1"] == [pytest.approx(2 * 1.0 * 0.5 / 1.5)]
-    assert scores["rougeL"] == [pytest.approx(2 * 1.0 * 0.5 / 1.5)]
-    assert rouge_scores(["hearts"], ["heart"])["rouge1"] == [1.0]  # stemmed
-
-
-def test_the_difference_is_paired_by_row() -> None:
-    rng = np.random.default_rng(0)
-    base = rng.normal(size=100)
-    adapter = base + 0.1 + rng.normal(scale=0.01, size=100)
-    summary = paired_summary({"base": list(base), "adapter": list(adapter)}, 0.95, 2000)
-    low, high = summary["difference"]["low"], summary["difference"]["high"]
-    assert 0.09 < low < 0.1 < high < 0.11
-    assert summary["base"]["high"] - summary["base"]["low"] > 10 * (high - low)
+@pytest.mark.parametrize(
+    ("written", "ended", "text", "end"),
+    [
+        ("The ulna.", True, "The ulna.", "end_token"),
+        ("The ulna is", False, "The ulna is", "length"),
+        ("The ulna.\n\n### Instruction:\nName more.", False, "The ulna.", "run_on"),
+        ("The ulna.\n## input: 5", True, "The ulna.", "run_on"),
+        ("### Input is a heading\nof mine", True, "", "run_on"),
+        ("Text\n### Explanation:\nMore.", True, "Text\n### Explanation:\nMore.", "end_token"),
+    ],
+)
+def test_how_an_answer_ended_is_told(tokenizer: Any, written: str, ended: bool, text: str, end: str) -> None:
+    tokens = tokenizer(written, add_special_tokens=False)["input_ids"]
+    tokens += [tokenizer.eos_token_id, tokenizer.pad_token_id, 70] if ended else []
+    answer = read_answer(tokens, [tokenizer.eos_token_id], tokenizer)
+    assert (answer.text, answer.end) == (text, end)
+    assert answer.num_tokens == len(tokens) - 2 * ended
 
 
 def test_eval_says_what_is_missing(make_recipe: Make) -> None:
@@ -75,28 +79,121 @@ def test_eval_says_what_is_missing(make_recipe: Make) -> None:
         evaluate(make_recipe())
 
 
-def test_eval_writes_answers_and_scores_without_the_notice(make_recipe: Make) -> None:
-    words = ("--generate.max_new_tokens", "8", "--evaluate.bootstrap_samples", "100")
-    recipe = make_recipe(*words, "--safety.disclaimer", "NOTICE")
-    train(recipe)
-    scores = evaluate(recipe, limit=4)
-    assert scores["n"] == 4
-    assert set(scores["metrics"]) == {"loss", "rouge1", "rouge2", "rougeL", "rougeLsum"}
-    assert set(scores["metrics"]["loss"]["difference"]) == {"mean", "low", "high", "confidence"}
-    text = (recipe.output_dir / "eval" / "predictions.jsonl").read_text()
-    assert len(text.splitlines()) == 4
-    assert {"id", "prompt", "reference", "base", "adapter"} <= set(json.loads(text.splitlines()[0]))
-    trained_on = (recipe.output_dir / "data" / "train.jsonl").read_text()
-    assert "NOTICE" not in text + trained_on
+WORDS = ("--generate.max_new_tokens", "6", "--evaluate.bootstrap_samples", "50", "--train.max_steps", "3")
+
+
+@pytest.fixture(scope="module")
+def run_of_the_module(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run, for tests to copy."""
+    import yaml
+
+    from tests.conftest import tiny_document
+
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_document(tiny_model, folder / "run")), encoding="utf-8")
+    train(load_recipe(recipe, WORDS))
+    return folder / "run"
 
 
 @pytest.fixture
-def trained(make_recipe: Make) -> Recipe:
-    recipe = make_recipe(
-        "--generate.max_new_tokens", "4", "--evaluate.bootstrap_samples", "50", "--train.max_steps", "3"
-    )
-    train(recipe)
+def trained(make_recipe: Make, run_of_the_module: Path) -> Recipe:
+    recipe = make_recipe(*WORDS, "--safety.disclaimer", "NOTICE")
+    shutil.copytree(run_of_the_module, recipe.output_dir)
     return recipe
+
+
+def read_predictions(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_eval_writes_predictions_scores_and_pages(trained: Recipe) -> None:
+    found = evaluate(trained)
+    assert found.folder == trained.output_dir / "eval"
+    scores = json.loads((found.folder / "scores.json").read_text())
+    assert (scores["n"], scores["complete"]) == (6, True)
+    texts = {"rouge1", "rouge2", "rougeL", "rougeLsum", "length_ratio", "cut_share", "run_on_share", "empty_share"}
+    assert {"loss", "perplexity", "general_loss", "repeated_share"} | texts <= set(scores["metrics"])
+    assert scores["metrics"]["general_loss"]["n"] == 50
+    parts = {name: set(scores["metrics"]["loss"][name]) for name in ("base", "adapter", "difference")}
+    plain = {"mean", "low", "high", "confidence"}
+    assert parts == {"base": plain, "adapter": plain, "difference": plain | {"p_value"}}
+    rows = read_predictions(found.folder)
+    assert len(rows) == 6
+    assert {"id", "prompt", "reference", "base", "adapter", "base_end", "adapter_end", "scores"} <= set(rows[0])
+    files = {path.name for path in found.folder.iterdir() if path.is_file() and not path.name.startswith(".")}
+    sheets = {"review.csv", "review.html", "review_key.json"}
+    assert files == {"predictions.jsonl", "scores.json", "report.html", *sheets}
+    assert "NOTICE" in (found.folder / "report.html").read_text()
+
+
+def test_the_mean_loss_weighs_each_token_alike_and_perplexity_follows_from_it(trained: Recipe) -> None:
+    found = evaluate(trained)
+    losses = [row["scores"]["loss"]["base"] for row in found.predictions]
+    tokens = [row["reference_tokens"] for row in found.predictions]
+    mean = sum(loss * count for loss, count in zip(losses, tokens, strict=True)) / sum(tokens)
+    metrics = found.scores["metrics"]
+    assert metrics["loss"]["base"]["mean"] == pytest.approx(mean)
+    assert metrics["perplexity"]["base"]["mean"] == pytest.approx(2.718281828**mean)
+
+
+def test_nothing_learnt_or_scored_holds_the_notice(trained: Recipe) -> None:
+    found = evaluate(trained)
+    for row in found.predictions:
+        for who in ("base", "adapter"):
+            assert row["display"][who] == f"{row[who]}\n\nNOTICE"
+            assert "NOTICE" not in row[who]
+    learnt = [path.read_text() for path in (trained.output_dir / "data").glob("*.jsonl")]
+    kept = [path.read_text() for path in (found.folder / "answers").glob("*.jsonl")]
+    assert len(learnt) == 3
+    assert len(kept) == 2
+    assert not any("NOTICE" in text for text in learnt + kept)
+
+
+def test_a_stopped_evaluation_goes_on_and_ends_alike(trained: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = evaluate(trained).predictions
+    sheet = trained.output_dir / "eval" / "answers" / "adapter.jsonl"
+    lines = sheet.read_text().splitlines(keepends=True)
+    sheet.write_text("".join(lines[:-4]) + lines[-4][:15])  # the last answers gone, one half-written
+    asked: list[int] = []
+
+    def count(*arguments: Any, **words: Any) -> Any:
+        for index, answer in generate_answers(*arguments, **words):
+            asked.append(index)
+            yield index, answer
+
+    monkeypatch.setattr("alpacare_sft.answering.generate_answers", count)
+    assert evaluate(trained).predictions == whole
+    assert asked  # the batch of what was missing, no base
+    monkeypatch.setattr(
+        "alpacare_sft.compared_models.load_base_model", lambda *_: pytest.fail("nothing is left to ask")
+    )
+    assert evaluate(trained).predictions == whole
+
+
+def test_answers_of_other_settings_are_not_taken_for_these(trained: Recipe) -> None:
+    short = evaluate(trained, limit=2).predictions
+    trained.generate.max_new_tokens = 12
+    longer = evaluate(trained, limit=2).predictions
+    assert longer[0]["adapter_tokens"] == 12 != short[0]["adapter_tokens"]
+
+
+def test_merging_is_checked_and_told(trained: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = evaluate(trained, limit=2).scores["model"]
+    assert model["merged"] is True
+    assert model["merge_check"]["same_token_share"] > 0.98
+    assert model["merge_check"]["largest_logit_difference"] < 1e-4
+    monkeypatch.setattr("alpacare_sft.compared_models.MERGED_LIKE_ATTACHED", 1.1)  # as if merging had rounded it away
+    apart = evaluate(trained, limit=3)
+    assert apart.scores["model"]["merged"] is False
+    assert {line["adapter_end"] for line in apart.predictions} <= {"length", "end_token", "run_on"}
+
+
+def test_merged_and_attached_adapters_write_the_same(trained: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    merged = evaluate(trained).predictions
+    shutil.rmtree(trained.output_dir / "eval")
+    monkeypatch.setattr("alpacare_sft.compared_models.MERGED_LIKE_ATTACHED", 1.1)
+    assert [row["adapter"] for row in evaluate(trained).predictions] == [row["adapter"] for row in merged]
 
 
 def test_an_edited_recipe_of_a_run_is_not_trusted(trained: Recipe) -> None:
@@ -106,10 +203,26 @@ def test_an_edited_recipe_of_a_run_is_not_trusted(trained: Recipe) -> None:
         evaluate(trained)
 
 
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_splits_that_were_changed_prove_nothing(trained: Recipe, name: str) -> None:
+    path = trained.output_dir / "data" / f"{name}.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(RunError, match=rf"{name}.jsonl is not the split that this run was trained with"):
+        evaluate(trained)
+
+
 def test_without_a_baseline_the_adapter_is_scored_alone(trained: Recipe) -> None:
     trained.evaluate.baseline = False
-    scores = evaluate(trained, limit=2)
-    assert {name for part in scores["metrics"].values() for name in part} == {"adapter"}
+    found = evaluate(trained, limit=2)
+    assert not any("base" in part or "difference" in part for part in found.scores["metrics"].values())
+    assert "no base was scored" in found.scores["verdict"]
+
+
+def test_the_loss_alone_writes_no_answer(trained: Recipe) -> None:
+    trained.evaluate.metrics = ["loss"]
+    found = evaluate(trained, limit=2)
+    assert set(found.scores["metrics"]) == {"loss", "perplexity"}
+    assert not any("adapter" in row for row in found.predictions)
 
 
 def test_a_limit_below_one_is_refused(trained: Recipe) -> None:
@@ -117,10 +230,58 @@ def test_a_limit_below_one_is_refused(trained: Recipe) -> None:
         evaluate(trained, limit=0)
 
 
+def test_scores_of_a_part_never_stand_for_the_whole(trained: Recipe) -> None:
+    found = evaluate(trained, limit=2)
+    assert found.folder == trained.output_dir / "eval" / "first-2"
+    assert found.scores["complete"] is False
+    assert not (trained.output_dir / "eval" / "scores.json").exists()
+
+
+def test_other_rows_are_scored_beside_the_split(trained: Recipe, write_rows: Callable[..., Path]) -> None:
+    rows = [{"instruction": f"Where is bone {n}?", "input": "", "output": f"In the arm, number {n}."} for n in range(3)]
+    found = evaluate(trained, rows=str(write_rows(rows, "others.jsonl")))
+    assert found.folder == trained.output_dir / "eval" / "rows-others"
+    assert [row["reference"] for row in found.predictions] == [row["output"] for row in rows]
+    assert found.scores["rows"] == {"loaded": 3, "kept": 3}
+
+
+def test_rows_that_were_trained_on_are_refused(trained: Recipe) -> None:
+    with pytest.raises(DataError, match=r"24 of 24 questions were trained on"):
+        evaluate(trained, rows=str(trained.output_dir / "data" / "train.jsonl"))
+
+
+def test_another_adapter_is_scored_and_one_of_another_base_refused(trained: Recipe, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(trained.output_dir / "adapter", other)
+    assert evaluate(trained, adapter=str(other), limit=1).scores["model"]["adapter"] == str(other)
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "some/base"}))
+    with pytest.raises(ModelError, match=r"was trained on some/base, the base here is"):
+        evaluate(trained, adapter=str(other), limit=1)
+    with pytest.raises(ModelError, match=r"--adapter: .*nowhere"):
+        evaluate(trained, adapter=str(tmp_path / "nowhere"), limit=1)
+
+
 def test_sampled_answers_are_those_of_the_next_time(trained: Recipe) -> None:
     trained.generate.do_sample = True
-    written = []
-    for _ in range(2):
-        evaluate(trained, limit=2)
-        written.append((trained.output_dir / "eval" / "predictions.jsonl").read_text())
-    assert written[0] == written[1]
+    first = evaluate(trained, limit=2).predictions
+    shutil.rmtree(trained.output_dir / "eval")
+    assert evaluate(trained, limit=2).predictions == first
+
+
+def test_ask_answers_as_eval_does_and_adds_the_notice_once(trained: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    row = evaluate(trained, limit=1).predictions[0]
+    capsys.readouterr()
+    answer = ask(trained, row["prompt"]["instruction"], row["prompt"]["input"])
+    told = capsys.readouterr().out
+    assert answer == row["adapter"]
+    assert told.startswith(answer[:5])
+    assert told.endswith("\n\nNOTICE\n")
+    assert told.count("NOTICE") == 1
+
+
+def test_ask_refuses_no_question_and_one_too_long(trained: Recipe) -> None:
+    with pytest.raises(RecipeError, match="the question must not be empty"):
+        ask(trained, "  ")
+    with pytest.raises(RecipeError, match="tokens long, more than the model reads"):
+        ask(trained, "bone " * 2000)

@@ -1,4 +1,4 @@
-"""kill -9 at random moments, resumed each time, ends with the adapter of a run that was left alone."""
+"""kill -9 at random and at chosen moments, resumed each time, ends with the adapter of a run that was left alone."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ import yaml
 pytestmark = pytest.mark.slow
 
 # One interpreter imports what takes seconds, and forks a child for each attempt; it never computes itself.
-DRIVER = """
-import os, random, signal, sys, time
+ATTEMPT = """
+import functools, importlib, os, random, signal, sys, time
 import datasets, peft, transformers, trl
 import alpacare_sft.trainer, alpacare_sft.training, alpacare_sft.callbacks
 from alpacare_sft import load_recipe, train
 
-def attempt(recipe, output_dir, kill_after=None):
+def attempt(recipe, output_dir, kill_after=None, before=lambda: None):
     began = time.monotonic()
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
+            datasets.config.HF_DATASETS_CACHE = output_dir + "-cache"
+            before()
             train(load_recipe(recipe, ["--output_dir", output_dir]))
             code = 0
         finally:
@@ -36,7 +38,8 @@ def attempt(recipe, output_dir, kill_after=None):
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     return status, time.monotonic() - began
-
+"""
+RANDOM_MOMENTS = """
 recipe, whole, killed, seed = sys.argv[1:]
 status, seconds = attempt(recipe, whole)
 assert status == 0, status
@@ -51,23 +54,91 @@ while kills < 10:
 status, _ = attempt(recipe, killed)
 print("kills", kills, "status", status)
 """
+# At the n-th call of a function, half a file if it is one that writes a file, then the kill. The parent looks at
+# what the kill left and prints it.
+CHOSEN_MOMENTS = """
+def kill_at(place, call):
+    module, _, path = place.partition(":")
+    owner = importlib.import_module(module)
+    *classes, name = path.split(".")
+    for part in classes:
+        owner = getattr(owner, part)
+    original, calls = getattr(owner, name), 0
+
+    @functools.wraps(original)
+    def killed(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            if place == "torch:save":
+                open(args[1], "wb").write(b"PK half an archive")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, killed)
+
+recipe, whole, killed, *moments = sys.argv[1:]
+assert attempt(recipe, whole)[0] == 0
+for moment in moments:
+    place, call = moment.rsplit("@", 1)
+    status, _ = attempt(recipe, killed, before=lambda: kill_at(place, int(call)))
+    print(moment, "killed" if os.WIFSIGNALED(status) else f"status {status}", flush=True)
+print("last status", attempt(recipe, killed)[0], flush=True)
+"""
+# In the order in which one run meets them; each attempt goes on where the one before was killed.
+MOMENTS = {
+    "data, while rows are tokenized": "alpacare_sft.prompt:PromptEncoder.encode_row@40",
+    "data, while its directory is written": "alpacare_sft.data.saving:write_json@1",
+    "a step, between its two micro-batches": "alpacare_sft.trainer:AnswerSFTTrainer.compute_loss@4",
+    "a step, before the weights change": "torch.optim:AdamW.step@2",
+    "a checkpoint, while the optimizer is written": "torch:save@2",
+    "a checkpoint, before its last file": "transformers:TrainerState.save_to_json@1",
+    "a checkpoint, before older ones go": "transformers.trainer:rotate_checkpoints@1",
+    "the step after a resume": "torch.optim:AdamW.step@1",
+    "the final save, before the adapter is in its place": "peft:get_peft_model_state_dict@1",
+    "the final save, before the record says done": "alpacare_sft.training:save_training_report@1",
+}
 
 
-def test_ten_kills_leave_the_same_adapter(document: dict[str, Any], tmp_path: Path) -> None:
+@pytest.fixture
+def recipe(document: dict[str, Any], tmp_path: Path) -> Path:
     document["train"] |= {"num_train_epochs": 4, "save_total_limit": 2}
     document["early_stopping"] = {"patience": 2, "threshold": 0.02}
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(document))
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    command = [sys.executable, "-c", DRIVER, str(recipe), str(whole), str(killed), "7"]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def drive(driver: str, recipe: Path, *words: str) -> tuple[Path, Path, str]:
+    """The directories of the run that was left alone and of the one that was killed, and what was printed."""
+    whole, killed = recipe.parent / "whole", recipe.parent / "killed"
+    command = [sys.executable, "-c", ATTEMPT + driver, str(recipe), str(whole), str(killed), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "status 0" in done.stdout, done.stdout[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return whole, killed, done.stdout
+
+
+def assert_same_run(whole: Path, killed: Path) -> None:
     name = "adapter/adapter_model.safetensors"
     assert (killed / name).read_bytes() == (whole / name).read_bytes()
     records = [json.loads((run / "run.json").read_text()) for run in (whole, killed)]
-    for key in ("tokens", "data_sha256", "recipe_sha256"):
+    for key in ("status", "tokens", "data_sha256", "recipe_sha256"):
         assert records[0][key] == records[1][key], key
     for key in ("optimizer_steps", "best_step", "eval_loss", "stopped_early"):
         assert records[0]["train"][key] == records[1]["train"][key], key
-    print(done.stdout[-1500:])
+    assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+def test_ten_kills_leave_the_same_adapter(recipe: Path) -> None:
+    whole, killed, told = drive(RANDOM_MOMENTS, recipe, "7")
+    assert "status 0" in told, told[-3000:]
+    assert_same_run(whole, killed)
+
+
+def test_a_kill_in_each_phase_leaves_the_same_adapter(recipe: Path) -> None:
+    whole, killed, told = drive(CHOSEN_MOMENTS, recipe, *MOMENTS.values())
+    expected = [f"{moment} killed" for moment in MOMENTS.values()]
+    assert [line for line in told.splitlines() if " killed" in line or "status" in line] == [*expected, "last status 0"]
+    assert told.count("is passed over: trainer_state.json is missing") == 2
+    assert "training had ended" in told
+    assert_same_run(whole, killed)

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from alpacare_sft.checkpoints import newest_whole_checkpoint
+
 pytestmark = pytest.mark.slow
 
 
@@ -24,14 +26,14 @@ def start(document: dict[str, Any], tmp_path: Path) -> Callable[..., subprocess.
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(document))
 
-    def run(*words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "alpacare_sft", "train", str(recipe), *words]
+    def run(*words: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", *launcher, *(["-m"] if launcher else []), "alpacare_sft", "train", str(recipe)]
         return subprocess.Popen(
-            command,
+            [*command, *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "1"},
         )
 
     return run
@@ -64,6 +66,32 @@ def test_a_signal_finishes_the_step_saves_and_exits_75(
     wait_for(again, "going on from step")
     again.terminate()
     assert again.wait(timeout=60) == 75
+
+
+LAUNCHERS = {
+    "one process": ("accelerate.commands.launch", "--cpu", "--num_processes", "1"),
+    "two processes": ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=list(LAUNCHERS))
+def test_under_a_launcher_the_process_that_the_lock_names_is_signalled(
+    start: Callable[..., subprocess.Popen[str]], document: dict[str, Any], launcher: tuple[str, ...]
+) -> None:
+    run = Path(document["output_dir"])
+    process = start(launcher=launcher)
+    wait_for(process, " 7/")
+    pid = json.loads((run / ".lock.json").read_text())["pid"]
+    assert pid != process.pid
+    os.kill(pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors  # the launcher's own, whatever its child exited with
+    told = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1 and "stopped at step" in told[0]
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "stopped" and record["hardware"]["processes"] == int(launcher[-1])
+    checkpoint, passed_over = newest_whole_checkpoint(run / "checkpoints")
+    assert checkpoint is not None and checkpoint.step >= 7 and not passed_over
 
 
 def test_a_second_process_is_refused_by_a_lock_that_names_its_holder(

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
 from alpacare_sft.cli import main
+from alpacare_sft.data.load import load_rows
+from alpacare_sft.errors import DataError
+from alpacare_sft.recipe.sections import DataSection
 
 
 def rows(count: int, **changes: Any) -> list[dict[str, Any]]:
@@ -30,6 +37,14 @@ def parquet(values: Sequence[dict[str, Any]], num_rows: int = 12) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(values))[:num_rows], sink)
     return bytes(sink.getvalue())
+
+
+def packed(text: str) -> bytes:
+    """A few bytes that unpack to many."""
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("rows.jsonl", text * 10_000)
+    return sink.getvalue()
 
 
 class Wrong(NamedTuple):
@@ -81,6 +96,9 @@ WRONG = {
     ),
     "Parquet cut short": Wrong(["rows.parquet is not a whole Parquet file"], parquet(rows(12))[:-40], ".parquet"),
     "Parquet without rows": Wrong(["rows.parquet must hold at least one row"], parquet(rows(1), 0), ".parquet"),
+    "zip under another name": Wrong(["rows.jsonl is a compressed file. Unpack it"], packed(GOOD)),
+    "gzip under another name": Wrong(["rows.csv is a compressed file"], gzip.compress(HEAD.encode()), ".csv"),
+    "zip": Wrong(["rows.zip must end in .json, .jsonl, .csv, .parquet, got .zip"], packed(GOOD), ".zip"),
     # columns and values
     "a column missing": Wrong(
         ["data.columns.output must name a column", "'output' in: instruction"], lines([{"instruction": "What is it?"}])
@@ -152,6 +170,13 @@ WRONG = {
     ),
     "nothing matches": Wrong(["data.path must name existing files, nothing matches '*.none'"], path="*.none"),
     "empty name": Wrong(["data.path must name existing files, nothing matches ''"], path=[""]),
+    "revision of a file": Wrong(
+        ["data.revision must be left out for local files", "'v2'"], GOOD, overrides=("--data.revision", "v2")
+    ),
+    "one file of a glob without answers": Wrong(
+        ["data.columns.output must name a column of", "b.jsonl", "there is no 'output' in: instruction, reply"],
+        path="folder/*.jsonl",
+    ),
     "unknown ending": Wrong(["rows.xlsx must end in .json, .jsonl, .csv, .parquet, got .xlsx"], GOOD, ".xlsx"),
     "no ending": Wrong(["rows must end in .json, .jsonl, .csv, .parquet, got none"], GOOD, ""),
     "a set that cannot be reached": Wrong(
@@ -173,6 +198,8 @@ def test_wrong_data_is_one_message_and_writes_nothing(
         content = case.content if isinstance(case.content, bytes) else case.content.encode()
         Path("rows" + case.ending).write_bytes(content)
     Path("folder").mkdir()
+    Path("folder/a.jsonl").write_text(GOOD)
+    Path("folder/b.jsonl").write_text(lines([{"instruction": "What is it?", "reply": "A bone."}]))
     recipe = {
         "model": {"model_name_or_path": str(tiny_model)},
         "data": {"path": case.path or f"./rows{case.ending}", "splits": {"train": 6, "validation": 2, "test": 2}},
@@ -186,3 +213,14 @@ def test_wrong_data_is_one_message_and_writes_nothing(
     assert err.startswith("error: ") and err.count("error:") == 1 and "Traceback" not in err, err
     assert [words for words in case.told if words not in err] == [], err
     assert out == "" and sorted(tmp_path.iterdir()) == before
+
+
+def test_a_file_that_unpacks_past_the_disk_is_refused_before_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(parquet(rows(2, output="It is a bone. " * 100_000)))
+    assert path.stat().st_size < 200_000
+    monkeypatch.setattr("alpacare_sft.data.files.shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
+    with pytest.raises(DataError, match=r"rows\.parquet unpacks to 0\.00 GiB, 0\.00 GiB are free"):
+        load_rows(DataSection(path=str(path)))

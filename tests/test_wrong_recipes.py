@@ -60,6 +60,13 @@ WRONG = {
     "zero learning rate": Wrong(["train.learning_rate must be more than 0, got 0"], "train: {learning_rate: 0}"),
     "NaN learning rate": Wrong(["train.learning_rate must be a finite number"], "train: {learning_rate: .nan}"),
     "infinite learning rate": Wrong(["train.learning_rate must be a finite number"], "train: {learning_rate: 1e400}"),
+    "no epochs": Wrong(["train.num_train_epochs must be more than 0, got 0"], "train: {num_train_epochs: 0}"),
+    "no steps": Wrong(["train.max_steps must be at least 1, or -1"], "train: {max_steps: 0}"),
+    "negative seed": Wrong(["train.seed must be at least 0, got -1"], "train: {seed: -1}"),
+    "negative seed of the draw": Wrong(["data.seed must be a whole number (at least 0)"], text=data("seed: -1")),
+    "learning rate as text": Wrong(
+        ["train.learning_rate must be a number, got 'high'"], "train: {learning_rate: high}"
+    ),
     "short max_length": Wrong(["train.max_length must be at least 8, got 4"], "train: {max_length: 4}"),
     "no max_length": Wrong(["train.max_length must be a number of tokens"], "train: {max_length: null}"),
     "seed past numpy's": Wrong(["train.seed must be less than 2**32"], "train: {seed: 4294967296}"),
@@ -145,7 +152,38 @@ WRONG = {
         ["5 faults in", "train.sed is not", "foo is not", "train.fp16 must", "train.learning_rate must", "lora.r must"],
         "train: {learning_rate: -1, sed: 2, fp16: x}\nlora: {r: 0}\nfoo: 1",
     ),
+    # upstream would refuse these late, or not at all
+    "schedule without its arguments": Wrong(
+        ["train.lr_scheduler_kwargs must suit", "cosine_with_min_lr, got none", "min_lr or min_lr_rate"],
+        "train: {lr_scheduler_type: cosine_with_min_lr}",
+    ),
+    "arguments of another schedule": Wrong(
+        ["train.lr_scheduler_kwargs must suit", "linear, got {'min_lr': 0.1}"],
+        "train: {lr_scheduler_kwargs: {min_lr: 0.1}}",
+    ),
+    "optimizer without its package": Wrong(["train.optim: lomo cannot be used here", "pip"], "train: {optim: lomo}"),
+    "optimizer's arguments": Wrong(["with train.optim_args 'fast' cannot be used"], "train: {optim_args: fast}"),
+    "liger without its package": Wrong(["train.use_liger_kernel needs its package"], "train: {use_liger_kernel: true}"),
+    "offloading without a card": Wrong(
+        ["train.activation_offloading needs a card"], "train: {activation_offloading: true, use_cpu: true}"
+    ),
+    "unknown compiler": Wrong(["train.torch_compile_backend must be"], "train: {torch_compile_backend: gcc}"),
+    "unknown loss": Wrong(["train.loss_type must be one of nll, dft, got l2"], "train: {loss_type: l2}"),
+    "unknown log level": Wrong(["train.log_level must be one of", "got loud"], "train: {log_level: loud}"),
+    "workers that are none": Wrong(
+        ["train.dataloader_persistent_workers needs train.dataloader_num_workers"],
+        "train: {dataloader_persistent_workers: true}",
+    ),
+    "no padding": Wrong(["train.padding_free needs train.packing"], "train: {padding_free: true}"),
+    "last batch dropped": Wrong(["train.dataloader_drop_last is not taken"], "train: {dataloader_drop_last: true}"),
+    "FSDP": Wrong(["train.fsdp is not taken here", "the whole model"], "train: {fsdp: full_shard}"),
+    "DeepSpeed": Wrong(["train.deepspeed is not taken here", "the whole model"], "train: {deepspeed: zero3.json}"),
     # text
+    "anchors past all bounds": Wrong(
+        ["recipe.yaml: not valid YAML: its anchors stand for more than 100,000 values"],
+        "train:\n  seed: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+        + "".join(f"  x{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)),
+    ),
     "duplicate key": Wrong(["train.seed must stand once", "line 6 after line 5"], "train:\n  seed: 1\n  seed: 2"),
     "duplicate section": Wrong(["output_dir must stand once", "line 4 after line 3"], "output_dir: other"),
     "tab": Wrong(["recipe.yaml, line 5: not valid YAML", "YAML takes no tabs"], "train:\n\tseed: 1"),

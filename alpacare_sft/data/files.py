@@ -6,6 +6,7 @@ import csv
 import glob
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+_PACKED = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # zip, gzip, bzip2, xz, zstd
 _EMBEDDED = Path(__file__).parent.parent / "embedded"
 EMBEDDED_FILES = {"embedded": _EMBEDDED / "rows.jsonl", "embedded_dirty": _EMBEDDED / "dirty_rows.jsonl"}
 
@@ -42,16 +44,20 @@ def local_files(path: str | list[str]) -> list[Path]:
 
 
 def _looks_local(pattern: str) -> bool:
-    known = Path(pattern).suffix in BUILDERS
+    known = _ending(Path(pattern)) in BUILDERS
     return known or pattern.startswith((".", "/", "~")) or pattern.count("/") > 1 or "*" in pattern or not pattern
 
 
 def _readable(path: Path) -> Path:
     if path.is_dir():
         raise DataError(f"data.path must name files, {path} is a directory. Write {path}/*.jsonl.")
-    if path.suffix not in BUILDERS:
+    if _ending(path) not in BUILDERS:
         raise DataError(f"data.path: {path} must end in {', '.join(BUILDERS)}, got {path.suffix or 'none'}.")
     return path
+
+
+def _ending(path: Path) -> str:
+    return path.suffix.lower()
 
 
 def load_file(path: Path) -> Dataset:
@@ -63,16 +69,18 @@ def load_file(path: Path) -> Dataset:
     from datasets import Features, Value, load_dataset
 
     options: dict[str, Any] = {}
-    if path.suffix != ".parquet":
+    if _ending(path) == ".parquet":
+        _check_unpacked_size(path)
+    else:
         _check_encoding(path)
-    if path.suffix == ".csv":  # pandas would read `None` as a null and `5` as a number
+    if _ending(path) == ".csv":  # pandas would read `None` as a null and `5` as a number
         header = _csv_header(path)
         options = {"keep_default_na": False, "features": Features({name: Value("string") for name in header})}
     try:
-        rows = load_dataset(BUILDERS[path.suffix], data_files=str(path), split="train", **options)
+        rows = load_dataset(BUILDERS[_ending(path)], data_files=str(path), split="train", **options)
     except Exception as error:  # datasets raises many kinds, none of which names the line
         raise DataError(_reading_fault(path, error)) from error
-    if BUILDERS[path.suffix] == "json" and rows.column_names == ["text"] and (fault := _json_fault(path)):
+    if BUILDERS[_ending(path)] == "json" and rows.column_names == ["text"] and (fault := _json_fault(path)):
         raise DataError(fault)  # datasets 5.2 reads what is no object as a column `text`
     return rows
 
@@ -82,6 +90,9 @@ def _check_encoding(path: Path) -> None:
     blank, number = True, 0
     try:
         with path.open("rb") as file:
+            if file.read(6).startswith(_PACKED):  # datasets would unpack it, however large it gets
+                raise DataError(f"data.path: {path} is a compressed file. Unpack it, and name what was in it.")
+            file.seek(0)
             for line in file:
                 number += 1
                 blank = not line.decode("utf-8-sig").strip() and blank
@@ -91,6 +102,26 @@ def _check_encoding(path: Path) -> None:
         raise DataError(f"data.path: {path} cannot be read: {error.strerror}.") from None
     if blank:
         raise DataError(f"data.path: {path} is empty. It must hold at least one row.")
+
+
+def _check_unpacked_size(path: Path) -> None:
+    """Refuse a Parquet file whose columns, unpacked into the cache, would fill the disk."""
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        parts = pyarrow.parquet.read_metadata(path)
+    except (pyarrow.ArrowInvalid, OSError):
+        return  # told when it is read
+    need = sum(parts.row_group(number).total_byte_size for number in range(parts.num_row_groups))
+    cache = next(folder for folder in (Path(datasets.config.HF_DATASETS_CACHE), Path.home()) if folder.exists())
+    free = shutil.disk_usage(cache).free
+    if need > free:
+        raise DataError(
+            f"data.path: {path} unpacks to {need / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free at {cache}. "
+            "Split the file, or set HF_DATASETS_CACHE to a larger disk."
+        )
 
 
 def _csv_header(path: Path) -> list[str]:
@@ -129,11 +160,11 @@ def _csv_records(path: Path, strict: bool = False) -> Iterator[tuple[int, list[s
 def _reading_fault(path: Path, error: Exception) -> str:
     """Where a file that `datasets` could not read is wrong, found by a slower reading of it."""
     cause = error.__cause__ or error
-    if path.suffix == ".parquet":
+    if _ending(path) == ".parquet":
         if _is_whole_without_rows(path):
             return f"data.path: {path} must hold at least one row, got none."
         return f"data.path: {path} is not a whole Parquet file ({first_line(cause)}). Copy or make it again."
-    if path.suffix == ".csv":
+    if _ending(path) == ".csv":
         try:
             num_records = sum(1 for _ in _csv_records(path, strict=True)) - 1
         except DataError as fault:

@@ -36,6 +36,11 @@ def load_rows(data: DataSection) -> tuple[Dataset, dict[str, int]]:
     from datasets import concatenate_datasets
 
     if files := local_files(data.path):
+        if data.revision is not None:
+            raise DataError(
+                f"data.revision must be left out for local files, which have none, got {data.revision!r}. "
+                "Remove it; the rows are recorded by their hash."
+            )
         parts = [(str(path), load_file(path)) for path in files]
     else:
         assert isinstance(data.path, str)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 ROW_COLUMNS = ("instruction", "input", "output")
 
@@ -41,22 +43,31 @@ RENAMED = {
     "data": {"dataset": "data.path", "name": "data.path", "test_size": "data.splits.test"},
 }
 
+_PUBLISHING = (
+    "Publishing is a step of its own, which sends a checked list of files and no training_args.bin: "
+    "alpacare-sft push RECIPE, or --push on train and eval"
+)
 REFUSED = {
     "train": {
         "output_dir": "It stands once, at the top: output_dir",
         "completion_only_loss": "Prompts are never learnt; leave it out",
         "assistant_only_loss": "Answers alone are learnt already; leave it out",
-        "push_to_hub": "Publishing is a step of its own, after the scores; leave it out",
+        "push_to_hub": _PUBLISHING,
         "hub_model_id": "Use hub.repo_id",
         "hub_token": "The token comes from the environment (HF_TOKEN or `hf auth login`), never from a file",
         "hub_private_repo": "Use hub.private",
-        "hub_strategy": "Publishing is a step of its own, after the scores; leave it out",
-        "hub_always_push": "Publishing is a step of its own, after the scores; leave it out",
-        "hub_revision": "Publishing is a step of its own, after the scores; leave it out",
+        "hub_strategy": _PUBLISHING,
+        "hub_always_push": _PUBLISHING,
+        "hub_revision": _PUBLISHING,
         "model_init_kwargs": "Use the section model",
         "trust_remote_code": "Code from a model repository is not run; choose a model that transformers knows",
         "chat_template_path": "Use prompt.format: chat for the model's own template",
         "dataset_text_field": "Use data.columns",
+        "dataloader_drop_last": "Every row is learnt and scored; leave it out",
+        "deepspeed": "Each process holds the whole model, so that one can save the adapter; leave it out",
+        "fsdp": "Each process holds the whole model, so that one can save the adapter; leave it out",
+        "fsdp_config": "Each process holds the whole model, so that one can save the adapter; leave it out",
+        "parallelism_config": "Each process holds the whole model, so that one can save the adapter; leave it out",
         "dataset_kwargs": "Rows are tokenized before TRL sees them; leave it out",
         "eos_token": "The end token is that of the tokenizer; leave it out",
         "pad_token": "The padding token is one that the vocabulary already has; leave it out",
@@ -110,7 +121,12 @@ TRAIN_BOUNDS = (
     ("dataset_num_proc", 1, True),
     ("dataloader_num_workers", 0, True),
     ("adam_epsilon", 0, False),
+    ("eval_accumulation_steps", 1, True),
 )
+
+_LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
+TRAIN_CHOICES = {"loss_type": ("nll", "dft"), "log_level": _LOG_LEVELS, "log_level_replica": _LOG_LEVELS}
+_NEED_WORKERS = ("dataloader_persistent_workers", "dataloader_multiprocessing_context", "dataloader_prefetch_factor")
 
 
 def unknown_key(section: str, key: str, known: list[str]) -> str:
@@ -144,6 +160,9 @@ def bound_faults(train: Mapping[str, Any], lora: Mapping[str, Any]) -> Iterator[
             yield f"train.{key} must be a finite number, got {value:g}."
         elif value < low or (value == low and not included):
             yield f"train.{key} must be {'at least' if included else 'more than'} {low}, got {value:g}."
+    for key, choices in TRAIN_CHOICES.items():
+        if train[key] not in choices:
+            yield f"train.{key} must be one of {', '.join(choices)}, got {train[key]}."
     if train["max_steps"] != -1 and train["max_steps"] < 1:
         yield f"train.max_steps must be at least 1, or -1 for whole epochs, got {train['max_steps']}."
     if train["seed"] >= 2**32:
@@ -212,10 +231,41 @@ def evaluation_faults(train: Mapping[str, Any], has_validation: bool) -> Iterato
             )
 
 
+def judge_faults(judge: Any, baseline: bool, metrics: Sequence[str]) -> Iterator[str]:
+    """Addresses and names of the judge that cannot be right; a key that stands in them is not shown."""
+    if judge is None:
+        return
+    if not baseline:
+        yield "evaluate.judge compares base and adapter and needs evaluate.baseline: true, got false."
+    if not {"rouge", "similarity"} & set(metrics):
+        yield "evaluate.judge reads written answers and needs rouge or similarity in evaluate.metrics."
+    try:
+        parts = urlsplit(judge.endpoint)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.username or parts.password or parts.query:
+        yield "evaluate.judge.endpoint must hold no password and no query. The key comes by evaluate.judge.api_key_env."
+    elif parts.scheme not in ("http", "https") or not parts.hostname:
+        yield (
+            "evaluate.judge.endpoint must be an address such as http://localhost:8000/v1 or https://host/v1, "
+            f"got {judge.endpoint!r}."
+        )
+    if judge.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", judge.api_key_env):
+        yield (
+            "evaluate.judge.api_key_env must be the name of an environment variable, not the key itself. "
+            "Put the key into a variable, such as OPENAI_API_KEY, and name that."
+        )
+
+
 def combination_faults(train: Mapping[str, Any], data: Any, prompt: Any, metrics: Sequence[str]) -> Iterator[str]:
     """Keys that are right alone and wrong together."""
     if train["fp16"] and train["bf16"]:
         yield "train.fp16 and train.bf16 must not both be true. Leave both out to let the hardware decide."
+    for key in _NEED_WORKERS:
+        if train[key] and not train["dataloader_num_workers"]:
+            yield f"train.{key} needs train.dataloader_num_workers of at least 1, got 0."
+    if train["padding_free"] and not train["packing"]:
+        yield "train.padding_free needs train.packing: true, which turns it on by itself. Leave it out."
     for key in data.columns:
         if key not in ROW_COLUMNS:
             yield f"data.columns.{key} must be one of instruction, input, output."

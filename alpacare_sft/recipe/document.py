@@ -12,6 +12,8 @@ import yaml
 
 from alpacare_sft.errors import RecipeError
 
+_MOST_VALUES = 100_000
+
 
 class _RecipeLoader(yaml.SafeLoader):
     """YAML as its version 1.2 reads it, where `no` is a word and `2e-4` a number.
@@ -69,10 +71,22 @@ def parse_yaml(text: str) -> tuple[Any, list[str]]:
     loader = _RecipeLoader(text)
     try:
         node = loader.get_single_node()
+        if node is not None and _count_values(node, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(f"its anchors stand for more than {_MOST_VALUES:,} values; write out what is meant")
         duplicates = list(_duplicates(node))  # before construction, which merges `<<` into the nodes
         return None if node is None else loader.construct_document(node), duplicates
     finally:
         loader.dispose()
+
+
+def _count_values(node: yaml.Node, counted: dict[int, int]) -> int:
+    """Values that a node stands for when each alias is followed; each node is looked at once."""
+    if id(node) not in counted:
+        counted[id(node)] = 1  # an anchor on itself
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        inner = [part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))]
+        counted[id(node)] = 1 + sum(_count_values(part, counted) for part in inner)
+    return counted[id(node)]
 
 
 def _duplicates(node: yaml.Node | None, section: str = "") -> Iterator[str]:

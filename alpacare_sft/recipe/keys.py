@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -43,9 +44,14 @@ def known_keys() -> dict[str, dict[str, Any]]:
 
 def nested_keys(annotation: Any) -> dict[str, Any] | None:
     """Key → annotation of a section within a section, or None for a value."""
-    if dataclasses.is_dataclass(annotation):
-        return typing.get_type_hints(annotation, include_extras=True)
-    return None
+    section = nested_section(annotation)
+    return None if section is None else typing.get_type_hints(section, include_extras=True)
+
+
+def nested_section(annotation: Any) -> type | None:
+    """The dataclass of a section within a section, which may be one that is off by default (`X | None`)."""
+    parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    return next((part for part in parts if isinstance(part, type) and dataclasses.is_dataclass(part)), None)
 
 
 def key_faults(document: Mapping[str, Any]) -> Iterator[str]:
@@ -62,6 +68,7 @@ def key_faults(document: Mapping[str, Any]) -> Iterator[str]:
         values = document.get(section, {})
         if isinstance(values, Mapping) and values.get(key) in (None, ""):
             yield f"{required} must be given. `embedded` needs no network."
+    yield from _missing_in_nested(document, known)
     if document.get("output_dir") in (None, ""):
         yield "output_dir must be given: the directory of the run, for example runs/demo."
 
@@ -76,6 +83,22 @@ def _section_key_faults(section: str, values: Any, known: Mapping[str, Any]) -> 
                 yield checks.unknown_key(section, str(key), list(known))
         elif (inner := nested_keys(known[key])) is not None and value is not None:
             yield from _section_key_faults(f"{section}.{key}", value, inner)
+
+
+def _missing_in_nested(document: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Required keys that a section within a section lacks."""
+    for section, keys in known.items():
+        outer = document.get(section)
+        if not isinstance(outer, Mapping):
+            continue
+        for key, annotation in keys.items():
+            inner, values = nested_section(annotation), outer.get(key)
+            if inner is None or not isinstance(values, Mapping):
+                continue
+            for item in dataclasses.fields(inner):
+                required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+                if required and values.get(item.name) in (None, ""):
+                    yield f"{section}.{key}.{item.name} must be given."
 
 
 def refused_faults(document: Mapping[str, Any]) -> Iterator[str]:

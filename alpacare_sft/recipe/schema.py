@@ -7,12 +7,11 @@ import inspect
 import json
 import re
 import sys
-import typing
 from collections.abc import Iterator
 from typing import Any
 
 from alpacare_sft.recipe import checks, sections
-from alpacare_sft.recipe.keys import SECTIONS, known_keys, upstream_classes
+from alpacare_sft.recipe.keys import SECTIONS, known_keys, nested_keys, nested_section, upstream_classes
 from alpacare_sft.recipe.loading import RESUME
 from alpacare_sft.recipe.values import describe_type
 
@@ -83,6 +82,7 @@ def _nested_sections() -> Iterator[tuple[str, type]]:
     yield from SECTIONS.items()
     yield "data.clean", sections.CleanSection
     yield "data.splits", sections.SplitsSection
+    yield "evaluate.judge", sections.JudgeSection
 
 
 def _describe(schema: dict[str, Any], section: type) -> None:
@@ -99,7 +99,7 @@ def recipe_reference() -> str:
         lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
         docs, hints = field_docs(section), _hints(name)
         for item in dataclasses.fields(section):
-            if not dataclasses.is_dataclass(hints[item.name]):
+            if nested_section(hints[item.name]) is None:
                 kind = describe_type(hints[item.name]).replace("|", "\\|")
                 lines.append(f"| `{item.name}` | {kind} | {_default(item)} | {docs[item.name]} |")
         lines.append("")
@@ -141,7 +141,7 @@ def _upstream_reference() -> Iterator[str]:
 def _hints(dotted: str) -> dict[str, Any]:
     section, _, inner = dotted.partition(".")
     hints = known_keys()[section]
-    return typing.get_type_hints(hints[inner], include_extras=True) if inner else hints
+    return nested_keys(hints[inner]) or {} if inner else hints
 
 
 def _default(item: dataclasses.Field[Any]) -> str:

@@ -173,7 +173,7 @@ class GenerateSection:
     max_new_tokens: PositiveCount = 256
     """Longest answer, in tokens."""
 
-    batch_size: PositiveCount = 8
+    batch_size: PositiveCount = 16
     """Prompts answered at once."""
 
     do_sample: bool = False
@@ -187,11 +187,43 @@ class GenerateSection:
 
 
 @dataclass(kw_only=True)
+class JudgeSection:
+    """Another model that says which answer it thinks better, base's or adapter's; off unless given.
+
+    It is one model's opinion and no measure of correctness. Questions and answers are sent to the endpoint.
+    """
+
+    endpoint: str
+    """Address of an OpenAI-compatible server up to its version, such as `http://localhost:8000/v1`."""
+
+    model: str
+    """Name of the model, as the server knows it."""
+
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key, such as `OPENAI_API_KEY`; the key itself is
+    never read from a file, written or shown. null for a server that needs none."""
+
+    temperature: Annotated[float, Ge(0)] | None = 0.0
+    """Sent with each request; null leaves it out, as some models demand."""
+
+    timeout_seconds: Annotated[float, Gt(0)] = 120.0
+    """Longest wait for a reply."""
+
+    max_rows: PositiveCount | None = None
+    """Ask about the first rows only; null asks about all, with two requests a row."""
+
+
+@dataclass(kw_only=True)
 class EvaluateSection:
     """How the test rows are scored."""
 
-    metrics: list[Literal["rouge", "loss"]] = field(default_factory=lambda: ["rouge", "loss"])
-    """Scores to compute: `rouge` of written answers, `loss` on the references (which writes none)."""
+    metrics: list[Literal["rouge", "loss", "forgetting", "similarity"]] = field(
+        default_factory=lambda: ["rouge", "loss", "forgetting"]
+    )
+    """Scores to compute: `rouge` and what else is read off written answers, `loss` and perplexity on the
+    references, `forgetting`, the loss on 50 embedded rows that are not medical, `similarity` of sentence
+    embeddings (`pip install 'alpacare_sft[similarity]'`). `rouge` and `similarity` need written answers, which
+    take most of the time."""
 
     baseline: bool = True
     """Score the base model on the same rows, so that the difference can be told."""
@@ -201,6 +233,9 @@ class EvaluateSection:
 
     bootstrap_samples: PositiveCount = 10_000
     """Resamples behind each interval."""
+
+    judge: JudgeSection | None = None
+    """Another model that compares the answers; null asks none."""
 
 
 @dataclass(kw_only=True)
@@ -213,13 +248,23 @@ class SafetySection:
 
 @dataclass(kw_only=True)
 class HubSection:
-    """Where the adapter will be published; this version checks these keys and does not publish yet."""
+    """Where and how `push` publishes the adapter."""
 
     repo_id: str | None = None
-    """`owner/name` of the repository on the Hub."""
+    """`owner/name` of the repository on the Hub. The name of an adapter of Llama must begin with
+    `Llama`."""
 
     private: bool = True
-    """Whether only you can see it."""
+    """Whether a new repository is one that only its owner sees. `push` never changes that of a
+    repository that exists."""
 
     license: str | None = None
-    """Licence of the adapter as the Hub spells it; null takes that of the base model."""
+    """Licence of the adapter as the Hub spells it, such as `apache-2.0`; null takes that of the base
+    model, where it is known."""
+
+    data_license: str | None = None
+    """Licence of the rows as the Hub spells it; null takes that of a data set whose licence is known,
+    and the card says so where it is not."""
+
+    include_rows: bool = False
+    """Publish the text of rows as well: the two pages `report.html` and the answers to test rows."""

@@ -1,0 +1,183 @@
+"""What one model answers and how well it predicts the references, written down as it comes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import torch
+
+from alpacare_sft.generation import Answer, generate_answers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from alpacare_sft.recipe import Recipe
+
+Encoded = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What every model is asked.
+
+    Attributes:
+        rows: encoded, references whole: `input_ids`, `completion_mask` and `prompt_tokens`.
+        general: encoded rows of no medical content, for the loss alone.
+        wants_answers: whether a score needs written answers.
+        wants_losses: whether the loss on the references is asked for.
+    """
+
+    rows: Sequence[Encoded]
+    general: Sequence[Encoded]
+    wants_answers: bool
+    wants_losses: bool
+
+    def fingerprint(self, *told: Any) -> str:
+        """Hash of all token ids and of what else decides the answers."""
+        ids = [[list(row["input_ids"]), row["prompt_tokens"]] for row in (*self.rows, *self.general)]
+        return hashlib.sha256(json.dumps([ids, *told], sort_keys=True, default=str).encode()).hexdigest()
+
+
+@dataclass
+class AnswerSheet:
+    """Answers and losses of one model in a file that grows row by row, so that a stop loses one batch.
+
+    Attributes:
+        path: JSON Lines; the first holds the fingerprint.
+        losses: mean negative log-likelihood of a reference by row, teacher forced, in nats a token.
+        answers: by row.
+        general_losses: as `losses`, of the general rows.
+        merge: how the adapter was joined to the base, once that is known.
+        seconds: spent on all of it, stops left out.
+    """
+
+    path: Path
+    fingerprint: str
+    losses: dict[int, float] = field(default_factory=dict)
+    answers: dict[int, Answer] = field(default_factory=dict)
+    general_losses: dict[int, float] = field(default_factory=dict)
+    merge: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @classmethod
+    def open(cls, path: Path, fingerprint: str) -> AnswerSheet:
+        """The sheet at a path, with what it holds if it is of the same fingerprint; else a new one.
+
+        A line that a stop left half-written is taken away.
+        """
+        sheet = cls(path, fingerprint)
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        lines = whole.split("\n")[:-1]
+        if not lines or json.loads(lines[0]) != {"fingerprint": fingerprint}:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            whole = json.dumps({"fingerprint": fingerprint}) + "\n"
+            lines = []
+        for line in lines[1:]:
+            sheet._take(json.loads(line))
+        if whole != text:
+            path.write_text(whole, encoding="utf-8")
+        return sheet
+
+    def lacks(self, questions: Questions) -> bool:
+        """Whether something is left to ask."""
+        return bool(
+            (questions.wants_losses and len(self.losses) < len(questions.rows))
+            or (questions.wants_answers and len(self.answers) < len(questions.rows))
+            or len(self.general_losses) < len(questions.general)
+        )
+
+    def _take(self, line: Mapping[str, Any]) -> None:
+        kept = dict(line)
+        self.seconds += kept.pop("seconds", 0.0)
+        match kept:
+            case {"merge": merge}:
+                self.merge = merge
+            case {"general": row, "loss": loss}:
+                self.general_losses[row] = loss
+            case {"row": row, "loss": loss}:
+                self.losses[row] = loss
+            case {"row": row, **answer}:
+                self.answers[row] = Answer(**answer)
+
+    def add(self, file: TextIO, line: dict[str, Any]) -> None:
+        """Keep one line, in memory and, flushed, in the file."""
+        self._take(line)
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.flush()
+
+
+def fill_sheet(
+    sheet: AnswerSheet,
+    questions: Questions,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    who: str,
+    merge: dict[str, Any],
+) -> None:
+    """Ask a model what its sheet lacks.
+
+    Args:
+        sheet: continued in place.
+        questions: what to ask.
+        model: on its device, in evaluation mode.
+        tokenizer: of the model.
+        recipe: `generate`, and the seed of `train` for sampled answers.
+        who: `base` or `adapter`, for the progress bar.
+        merge: how the adapter was joined to the base.
+    """
+    with sheet.path.open("a", encoding="utf-8", newline="\n") as file, _progress() as bar:
+        began = time.perf_counter()
+
+        def add(line: dict[str, Any]) -> None:
+            nonlocal began
+            now = time.perf_counter()
+            sheet.add(file, {**line, "seconds": round(now - began, 4)})
+            began = now
+
+        if merge:
+            add({"merge": merge})
+        references = questions.rows if questions.wants_losses else []
+        for name, what, rows, known in (
+            ("row", "references", references, sheet.losses),
+            ("general", "general rows", questions.general, sheet.general_losses),
+        ):
+            for index in bar.track(range(len(rows)), description=f"{who}: {what}"):
+                if index not in known:
+                    add({name: index, "loss": reference_loss(model, rows[index])})
+        if questions.wants_answers:
+            prompts = [row["input_ids"][: row["prompt_tokens"]] for row in questions.rows]
+            task = bar.add_task(f"{who}: answers", total=len(prompts), completed=len(sheet.answers))
+            known_answers = frozenset(sheet.answers)
+            found = generate_answers(
+                model, tokenizer, prompts, recipe.generate, seed=recipe.train["seed"], answered=known_answers
+            )
+            for index, answer in found:
+                if index not in known_answers:
+                    add({"row": index, **asdict(answer)})
+                    bar.advance(task)
+
+
+@torch.inference_mode()
+def reference_loss(model: PreTrainedModel, row: Encoded) -> float:
+    """Mean negative log-likelihood of a row's learnt tokens, in nats a token."""
+    ids = torch.tensor([row["input_ids"]], device=model.device)
+    count = sum(row["completion_mask"])
+    logits = model(input_ids=ids, use_cache=False, logits_to_keep=count + 1).logits[0, :-1].float()
+    return float(torch.nn.functional.cross_entropy(logits, ids[0, -count:]))
+
+
+def _progress() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)

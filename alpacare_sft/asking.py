@@ -1,0 +1,85 @@
+"""One question to a trained adapter, its answer word by word, and the notice after it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+import torch
+from transformers import TextStreamer
+
+from alpacare_sft import hardware
+from alpacare_sft.compared_models import ComparedModels
+from alpacare_sft.errors import RecipeError
+from alpacare_sft.evaluation import trained_recipe
+from alpacare_sft.generation import begins_anew, generation_options
+from alpacare_sft.prompt import PromptEncoder
+from alpacare_sft.run import RunDirectory
+
+if TYPE_CHECKING:
+    from alpacare_sft.recipe import Recipe
+
+
+def ask(recipe: Recipe, question: str, given: str = "", *, out: TextIO | None = None) -> str:
+    """Answer one question with the adapter of a run, writing the answer as it comes and then the notice.
+
+    Args:
+        recipe: with the `output_dir` of a finished run.
+        question: the instruction.
+        given: the input that belongs to it, if any.
+        out: where to write; standard output by default.
+
+    Returns:
+        The answer without the notice.
+
+    Raises:
+        RecipeError: if there is no question, or it leaves no room for an answer.
+        RunError: if there is no trained adapter.
+    """
+    if not question.strip():
+        raise RecipeError("the question must not be empty. Give it in quotes: alpacare-sft ask RECIPE 'What is …?'.")
+    run = RunDirectory(recipe.output_dir)
+    trained = trained_recipe(run)
+    hardware.set_threads()
+    models = ComparedModels(trained, recipe, run)
+    encoded = PromptEncoder(models.tokenizer, trained.prompt).encode_prompt(question.strip(), given.strip())
+    model, _ = models.with_adapter([])
+    room = (getattr(model.config, "max_position_embeddings", None) or sys.maxsize) - len(encoded)
+    if room < 1:
+        raise RecipeError(f"the question is {len(encoded):,} tokens long, more than the model reads. Shorten it.")
+    streamer = _UntilBegunAnew(models.tokenizer, out or sys.stdout)
+    torch.manual_seed(recipe.train["seed"])
+    options = generation_options(model, models.tokenizer, recipe.generate)
+    options["max_new_tokens"] = min(options["max_new_tokens"], room)
+    with torch.inference_mode():
+        ids = torch.tensor([encoded], device=model.device)
+        written: Any = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            streamer=streamer,
+            stopping_criteria=[lambda ids, scores, **_: torch.full((len(ids),), streamer.cut, device=ids.device)],
+            **options,
+        )
+    if written.shape[1] - len(encoded) >= options["max_new_tokens"] and written[0, -1] not in options["eos_token_id"]:
+        streamer.out.write(" [… cut at generate.max_new_tokens]")
+    streamer.out.write(f"\n\n{recipe.safety.disclaimer}\n")
+    streamer.out.flush()
+    return streamer.told.strip()
+
+
+class _UntilBegunAnew(TextStreamer):
+    """Writes text as it comes; a line that begins with # is held until it shows whether a new question begins."""
+
+    def __init__(self, tokenizer: Any, out: TextIO) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.out, self.told, self.cut, self._held = out, "", False, ""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self._held += text
+        self.cut = self.cut or begins_anew(self._held)
+        line = self._held.rsplit("\n", 1)[-1].lstrip()
+        if self.cut or (line.startswith("#") and not stream_end):
+            return
+        self.out.write(self._held)
+        self.out.flush()
+        self.told, self._held = self.told + self._held, ""

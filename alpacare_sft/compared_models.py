@@ -1,0 +1,76 @@
+"""The two models of an evaluation: the base, then the same weights with the adapter in them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from alpacare_sft import hardware
+from alpacare_sft.adapter import attach_adapter, find_adapter, merge_adapter, refuse_other_base
+from alpacare_sft.model import load_base_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from alpacare_sft.recipe import Recipe
+    from alpacare_sft.run import RunDirectory
+
+# Below this share of unchanged likeliest tokens the adapter stays beside the weights, slower and exact.
+MERGED_LIKE_ATTACHED = 0.98
+
+
+class ComparedModels:
+    """One copy of the weights, loaded when first asked for: the base before its adapter is merged into it.
+
+    Args:
+        trained: the recipe that the adapter was trained by.
+        recipe: the one given now, for the device and its precision.
+        run: of the adapter.
+        adapter: a directory or Hub repository in the place of the run's own.
+    """
+
+    def __init__(self, trained: Recipe, recipe: Recipe, run: RunDirectory, adapter: str | None = None) -> None:
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(trained.model)
+        self._section, self._asked = trained.model, adapter
+        self._use_cpu = recipe.train["use_cpu"]
+        # The hardware's own, whatever the training used: an adapter made on a card can be scored without one.
+        self._dtype = hardware.resolve_precision({"fp16": False, "bf16": None, "use_cpu": self._use_cpu}).dtype
+        self._identity: dict[str, Any] = run.read_record()["base_model"]
+        self._folder = find_adapter(adapter) if adapter else run.adapter
+        if adapter:
+            refuse_other_base(adapter, self._folder, self._identity["name"])
+        self._model: PreTrainedModel | None = None
+
+    def base(self) -> PreTrainedModel:
+        """The base in the precision of this machine, on its card if there is one; not after `with_adapter`."""
+        if self._model is None:
+            model = load_base_model(self._section, self._dtype)
+            if not self._section.quantization:
+                model = model.to("cuda" if hardware.has_card() and not self._use_cpu else "cpu")
+            self._model = model.eval()
+        return self._model
+
+    def with_adapter(self, rows: Sequence[Mapping[str, Any]]) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """The model with its adapter, merged where that keeps it.
+
+        Args:
+            rows: encoded, a few of which are read before and after merging.
+
+        Returns:
+            The model; and `merged`, with `merge_check` (see `merge_adapter`) where merging was tried.
+        """
+        if self._section.quantization:  # merging would round the adapter away
+            return attach_adapter(self.base(), self._folder), {"merged": False}
+        merged, check = merge_adapter(attach_adapter(self.base(), self._folder), rows)
+        if check["same_token_share"] >= MERGED_LIKE_ATTACHED:
+            return merged, {"merged": True, "merge_check": check}
+        del merged
+        self._model = None  # freed before the base is loaded anew
+        return attach_adapter(self.base(), self._folder), {"merged": False, "merge_check": check}
+
+    def describe(self) -> dict[str, Any]:
+        """Base, adapter and precision, for a record."""
+        weights = (self._folder / "adapter_model.safetensors").read_bytes()
+        adapter = {"adapter": self._asked or "adapter", "adapter_sha256": hashlib.sha256(weights).hexdigest()}
+        return {**self._identity, **adapter, "precision": self._dtype}

@@ -1,0 +1,117 @@
+"""Which rows are asked: the run's test split, or another file's; and how near they stand to the training rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alpacare_sft.data.clean import clean_rows
+from alpacare_sft.data.files import EMBEDDED_FILES
+from alpacare_sft.data.leaks import find_near_duplicates
+from alpacare_sft.data.load import load_rows
+from alpacare_sft.errors import DataError, RunError
+from alpacare_sft.prompt import PromptEncoder
+
+if TYPE_CHECKING:
+    from alpacare_sft.recipe import Recipe
+    from alpacare_sft.run import RunDirectory
+
+GENERAL_ROWS = EMBEDDED_FILES["embedded"].with_name("general.jsonl")
+
+
+@dataclass(frozen=True)
+class HeldOutRows:
+    """Rows to score on, and what is known of them.
+
+    Attributes:
+        rows: with `id`, `instruction`, `input` and `output`.
+        source: where they come from, for a person.
+        near: by row id, the training row that its question nearly repeats: `id`, `split`, `similarity`.
+        threshold: similarity from which on a row counts as near.
+        counts: rows `loaded` and `kept`, for rows from a file.
+    """
+
+    rows: list[dict[str, Any]]
+    source: str
+    near: Mapping[Any, dict[str, Any]]
+    threshold: float
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+def read_test_split(run: RunDirectory, limit: int | None) -> HeldOutRows:
+    """The test split of a run, proven to be the one that was held out.
+
+    Raises:
+        RunError: if it is empty, or is not what the run recorded.
+    """
+    recorded = run.read_record()["data_sha256"]
+    for name in ("train", "test"):
+        if hashlib.sha256((run.data / f"{name}.jsonl").read_bytes()).hexdigest() != recorded[name]:
+            raise RunError(
+                f"{run.data / name}.jsonl is not the split that this run was trained with, so its test rows cannot be "
+                "proven unseen. Put the file back, or train again."
+            )
+    rows = read_rows(run.data / "test.jsonl")
+    if not rows:
+        raise RunError("data.splits.test is 0, there is nothing to score. Give it rows and train again, or use --rows.")
+    if seen := _count_seen(rows, read_rows(run.data / "train.jsonl")):
+        raise RunError(f"{seen:,} test questions stand in the training rows. Train again: a draw keeps them apart.")
+    found = json.loads((run.data / "report.json").read_text(encoding="utf-8"))["near_duplicates"]
+    return HeldOutRows(rows[:limit], "test rows", _nearest(found["pairs"]), found["threshold"])
+
+
+def load_other_rows(path: str, trained: Recipe, run: RunDirectory, limit: int | None) -> HeldOutRows:
+    """Rows of a file or a Hub data set, cleaned as the recipe of the run cleans, compared with its training rows.
+
+    Raises:
+        DataError: if they cannot be read, none is left, or some were trained on.
+    """
+    from datasets import Dataset
+
+    section = dataclasses.replace(trained.data, path=path, revision=None)
+    loaded, _ = load_rows(section)
+    cleaned, _ = clean_rows(loaded, section.clean, None)
+    if len(cleaned) == 0:
+        raise DataError(f"--rows {path}: no row of {len(loaded):,} is left after cleaning. Check its columns.")
+    train = Dataset.from_list(read_rows(run.data / "train.jsonl"))
+    if seen := _count_seen(cleaned, train):
+        raise DataError(
+            f"--rows {path}: {seen:,} of {len(cleaned):,} questions were trained on; scores on them would say nothing. "
+            "Take them out."
+        )
+    found = find_near_duplicates({"train": train, "test": cleaned}, section.constants)
+    counts = {"loaded": len(loaded), "kept": len(cleaned)}
+    rows = [{key: row[key] for key in ("id", "instruction", "input", "output")} for row in cleaned]
+    return HeldOutRows(rows[:limit], f"rows of {Path(path).name}", _nearest(found["pairs"]), found["threshold"], counts)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Objects of a JSON Lines file that this package wrote."""
+    lines = path.read_text(encoding="utf-8").split("\n")  # other breaks may stand in a row
+    return [json.loads(line) for line in lines if line]
+
+
+def encode_rows(rows: list[dict[str, Any]], encoder: PromptEncoder) -> list[dict[str, Any]]:
+    """Rows as token ids; references are never cut."""
+    return [encoder.encode_row(row, max_length=sys.maxsize) for row in rows]
+
+
+def _count_seen(rows: Iterable[Any], train: Iterable[Any]) -> int:
+    """Rows whose instruction and input are those of a training row."""
+    learnt = {(row["instruction"], row["input"]) for row in train}
+    return sum((row["instruction"], row["input"]) in learnt for row in rows)
+
+
+def _nearest(pairs: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """The most alike training row of each test row; pairs come the most alike first."""
+    near: dict[Any, dict[str, Any]] = {}
+    for pair in pairs:
+        told = {"id": pair["train"]["id"], "split": "train", "similarity": pair["similarity"]}
+        near.setdefault(pair["test"]["id"], told)
+    return near

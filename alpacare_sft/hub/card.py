@@ -1,0 +1,224 @@
+"""The adapter's card: what it is, what was measured, what it is not for; every number is one of the record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from alpacare_sft import __version__
+from alpacare_sft.data.files import EMBEDDED_FILES
+from alpacare_sft.hub.evidence import Evidence, read_evidence
+from alpacare_sft.hub.licenses import adapter_license, base_license, data_license, hub_dataset
+from alpacare_sft.model import EMBEDDED, EMBEDDED_NAME
+from alpacare_sft.prompt import format_sections
+from alpacare_sft.report import SPLITS, STEPS
+from alpacare_sft.run import RunDirectory, write_text
+
+if TYPE_CHECKING:
+    from alpacare_sft.recipe import Recipe
+
+TAG = "alpacare_sft"
+PLACEHOLDER = "owner/name"
+# What of `train` a reader needs to judge a run, in the order of the table.
+_SHOWN = (
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm"),
+    *("num_train_epochs", "max_steps", "max_length", "packing", "activation_checkpointing"),
+)
+
+
+def save_card(run: RunDirectory, recipe: Recipe) -> str:
+    """Write `adapter/README.md` from what the run holds by now; the text.
+
+    Args:
+        run: with an adapter and its record.
+        recipe: that it was trained by; its sections `hub` and `safety` may be those of another.
+    """
+    text = format_card(recipe, read_evidence(run))
+    write_text(run.adapter / "README.md", text)
+    return text
+
+
+def format_card(recipe: Recipe, evidence: Evidence) -> str:
+    """Markdown with the Hub's metadata at its top.
+
+    Args:
+        recipe: that the adapter was trained by, with the sections `hub` and `safety` to publish by.
+        evidence: what the run's directory says; what it lacks the card leaves out or says to be missing.
+    """
+    from jinja2 import ChainableUndefined, Environment, PackageLoader
+
+    environment = Environment(
+        loader=PackageLoader("alpacare_sft"),
+        autoescape=False,  # Markdown, not HTML
+        undefined=ChainableUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(count=_count, number=_number, cell=_cell)
+    base = evidence.record["base_model"]
+    return environment.get_template("card.md").render(
+        metadata=_metadata(recipe, evidence),
+        recipe=recipe,
+        record=evidence.record,
+        report=evidence.report,
+        scores=evidence.scores,
+        no_scores=evidence.no_scores,
+        scored=[] if evidence.scores is None else list(_score_rows(evidence.scores["metrics"])),
+        funnel=list(_funnel(evidence.report)),
+        settings={
+            key: getattr(value, "value", value) for key in _SHOWN if (value := recipe.train.get(key)) is not None
+        },
+        repo_id=recipe.hub.repo_id or PLACEHOLDER,
+        base=base,
+        repacked=base["name"] == EMBEDDED_NAME and recipe.model.model_name_or_path == EMBEDDED,
+        base_license=base_license(base["name"]),
+        license=adapter_license(base["name"], recipe.hub),
+        rows_from=_source(recipe),
+        dataset=hub_dataset(recipe.data.path),
+        local_rows=not hub_dataset(recipe.data.path) and not _is_packaged(recipe.data.path),
+        targets=_targets(recipe),
+        confidence=_confidence(evidence.scores),
+        data_license=data_license(recipe.data.path, recipe.hub),
+        prompt=format_sections("{instruction}", "{input}", recipe.prompt.system).rstrip("\n"),
+        code_prompt=format_sections("What helps with a cold?", "", recipe.prompt.system),
+        notice=" ".join(recipe.safety.disclaimer.split()),
+        version=__version__,
+    )
+
+
+def _metadata(recipe: Recipe, evidence: Evidence) -> str:
+    """The YAML between the dashes, as the Hub reads it."""
+    from huggingface_hub import ModelCardData
+
+    base = evidence.record["base_model"]["name"]
+    dataset = hub_dataset(recipe.data.path)
+    name = (recipe.hub.repo_id or PLACEHOLDER).rpartition("/")[2]
+    results = list(_results(recipe, evidence.scores)) if evidence.scores else []
+    data = ModelCardData(
+        base_model=base,
+        base_model_relation="adapter",
+        library_name="peft",
+        pipeline_tag="text-generation",
+        license=adapter_license(base, recipe.hub),
+        datasets=[dataset] if dataset else None,
+        tags=[TAG, "lora", "sft", "trl", "medical"],
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    return str(data.to_yaml()).strip()
+
+
+def _results(recipe: Recipe, scores: Mapping[str, Any]) -> Iterator[Any]:
+    """The adapter's means for the Hub's table of results, intervals and the base's in the arguments of each."""
+    from huggingface_hub import EvalResult
+
+    dataset = hub_dataset(recipe.data.path)
+    for name, metric in scores["metrics"].items():
+        side = metric["adapter"]
+        if not _is_finite(side["mean"]):
+            continue
+        told = {key: side[key] for key in ("low", "high", "confidence") if _is_finite(side.get(key))}
+        if _is_finite((metric.get("base") or {}).get("mean")):
+            told["base"] = metric["base"]["mean"]
+        general = name == "general_loss"
+        yield EvalResult(
+            task_type="text-generation",
+            dataset_type="alpacare_sft/general" if general else dataset or "alpacare_sft/held-out",
+            dataset_name="rows that are not medical, of alpacare_sft"
+            if general
+            else f"{_source(recipe)}, held-out rows",
+            dataset_revision=None if general else recipe.data.revision,
+            metric_type=name,
+            metric_name=metric.get("label"),
+            metric_value=side["mean"],
+            metric_args={**told, "n": metric.get("n", scores["n"])},
+        )
+
+
+def _score_rows(metrics: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for name, metric in metrics.items():
+        sides = {who: _interval(metric.get(who)) for who in ("base", "adapter", "difference")}
+        yield {
+            "name": name,
+            "label": metric.get("label", ""),
+            **sides,
+            **{key: metric.get(key) for key in ("n", "verdict")},
+        }
+
+
+def _interval(side: Mapping[str, Any] | None) -> str:
+    if not side:
+        return "–"
+    between = f" [{_number(side['low'])}, {_number(side['high'])}]" if _is_finite(side.get("low")) else ""
+    return f"{_number(side['mean'])}{between}"
+
+
+def _funnel(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Each step with the rows left, dropped and changed, in words."""
+    rows = report.get("rows") or {}
+    if "loaded" not in rows:
+        return
+    yield {"step": "Rows loaded", "rows": rows["loaded"]}
+    for column, count in (rows.get("filled") or {}).items():
+        yield {"step": f"Constant {column}", "rows": rows["loaded"], "changed": count}
+    for step in report.get("steps") or []:
+        label = STEPS.get(step["name"], (step["name"], ""))[0]
+        yield {
+            "step": label,
+            "rows": step["rows_after"],
+            "dropped": step.get("dropped"),
+            "changed": step.get("changed"),
+        }
+    if rows.get("dropped_no_answer") is not None:
+        left = rows["cleaned"] - rows["dropped_no_answer"]
+        yield {"step": "Prompt leaves no room for an answer", "rows": left, "dropped": rows["dropped_no_answer"]}
+    if rows.get("dropped_too_long"):
+        yield {"step": "Longer than the limit", "rows": rows["kept"], "dropped": rows["dropped_too_long"]}
+    for name, (label, _) in SPLITS.items():
+        if name in rows:
+            yield {"step": label, "rows": rows[name]}
+
+
+def _targets(recipe: Recipe) -> str:
+    targets = recipe.lora["target_modules"]
+    if targets is None or isinstance(targets, str):
+        return targets or "the layers that PEFT chooses"
+    return ", ".join(sorted(targets))
+
+
+def _confidence(scores: Mapping[str, Any] | None) -> str:
+    """Level of the intervals, as a percentage."""
+    sides = [metric["adapter"] for metric in (scores or {}).get("metrics", {}).values()]
+    return next((f"{100 * side['confidence']:g} %" for side in sides if side.get("confidence")), "")
+
+
+def _is_packaged(path: str | list[str]) -> bool:
+    return all(name in EMBEDDED_FILES for name in ([path] if isinstance(path, str) else path))
+
+
+def _source(recipe: Recipe) -> str:
+    """Where the rows are from: a Hub id, the package, or names of files without their folders."""
+    names = [recipe.data.path] if isinstance(recipe.data.path, str) else recipe.data.path
+    if hub_dataset(recipe.data.path):
+        return ", ".join(names)
+    return ", ".join(name.replace("\\", "/").rstrip("/").rpartition("/")[2] for name in names)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else ""
+
+
+def _number(value: Any) -> str:
+    """Four significant digits; small ones in powers of ten."""
+    return f"{value:.4g}" if _is_finite(value) else "not a number"
+
+
+def _cell(value: Any) -> str:
+    """Text that stays in its cell of a table."""
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,0 +1,60 @@
+"""What a run's directory says about its adapter, for the card and the push."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alpacare_sft.run import RunDirectory
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The record, the account of the rows, and the scores if they are this adapter's.
+
+    Attributes:
+        record: what `run.json` holds.
+        report: what `data/report.json` holds; empty if there is none.
+        scores: what `eval/scores.json` holds, or None.
+        no_scores: why there are none, and what to do about it; empty if there are.
+    """
+
+    record: dict[str, Any]
+    report: dict[str, Any]
+    scores: dict[str, Any] | None
+    no_scores: str
+
+
+def read_evidence(run: RunDirectory) -> Evidence:
+    """Read what is known of a run's adapter.
+
+    Scores count if they are of the whole test split and of the very weights that lie there.
+    """
+    scores = _read(run.path / "eval" / "scores.json")
+    fault = _scores_fault(scores, run.adapter / WEIGHTS)
+    report = _read(run.data / "report.json")
+    return Evidence(run.read_record(), report, None if fault else scores, fault)
+
+
+def _scores_fault(scores: dict[str, Any], weights: Path) -> str:
+    remedy = "Score it: alpacare-sft eval RECIPE"
+    if not scores.get("metrics"):
+        return f"this adapter was not evaluated. {remedy}"
+    if not scores.get("complete"):
+        return f"eval/scores.json is not of the whole test split. {remedy}"
+    if (scores.get("model") or {}).get("adapter_sha256") != hashlib.sha256(weights.read_bytes()).hexdigest():
+        return f"eval/scores.json is of another adapter. {remedy}"
+    return ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,305 @@
+"""What must be right before anything is uploaded: the name, the licences, the token and the repository."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alpacare_sft.errors import RecipeError, RunError
+from alpacare_sft.hub.card import TAG
+from alpacare_sft.hub.files import ALLOWED, LICENSE
+from alpacare_sft.hub.licenses import base_license, license_faults
+from alpacare_sft.model import EMBEDDED, EMBEDDED_NAME
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import ModelInfo
+
+    from alpacare_sft.recipe import Recipe
+
+TOKENS = "https://huggingface.co/settings/tokens"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_CUT = (ConnectionError, TimeoutError)
+_EMPTY = frozenset({".gitattributes", "README.md"})
+
+
+@dataclass(frozen=True)
+class Remote:
+    """The repository as it is before a push.
+
+    Attributes:
+        commit: that `main` stands for.
+        files: path → size, SHA-1 of the blob and, where it is stored apart, SHA-256 of the content.
+        private: whether only its owner sees it.
+    """
+
+    commit: str
+    files: Mapping[str, tuple[int | None, str | None, str | None]]
+    private: bool
+
+
+def base_name(recipe: Recipe) -> str:
+    """The public name of a recipe's base model."""
+    name = recipe.model.model_name_or_path
+    return EMBEDDED_NAME if name == EMBEDDED else name
+
+
+def recipe_faults(recipe: Recipe, base: Mapping[str, str | None] | None = None) -> Iterator[str]:
+    """What of a recipe stands in the way of a push; needs no network.
+
+    Args:
+        recipe: with the section `hub` to publish by.
+        base: `name` and `revision` of the base as the run recorded them; None before there is a run.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, not in its __all__
+
+    name = recipe.hub.repo_id
+    if not name:
+        yield "hub.repo_id must name the repository to publish to, as owner/name. Add --hub.repo_id owner/name."
+    else:
+        try:
+            validate_repo_id(name)
+            is_valid = name.count("/") == 1
+        except HFValidationError:
+            is_valid = False
+        if not is_valid:
+            yield (
+                f"hub.repo_id must be owner/name, of letters, digits and -_. and at most 96 characters, got {name!r}. "
+                "Correct it."
+            )
+    public = base_name(recipe) if base is None else str(base["name"])
+    if _is_local(public, base):
+        yield (
+            f"model.model_name_or_path must be known on the Hub for others to load the adapter, got {public}. "
+            "Train with the base's name on the Hub; its files are taken from the cache where they are there."
+        )
+    yield from license_faults(public, recipe.data.path, recipe.hub)
+
+
+def _is_local(name: str, base: Mapping[str, str | None] | None) -> bool:
+    if name == EMBEDDED_NAME:
+        return False
+    if Path(name).expanduser().exists() or name.count("/") > 1 or name.startswith((".", "/", "~")):
+        return True
+    return base is not None and not _COMMIT.fullmatch(base["revision"] or "")
+
+
+def check_recipe(recipe: Recipe, base: Mapping[str, str | None] | None = None) -> None:
+    """Refuse a recipe that cannot be published.
+
+    Raises:
+        RecipeError: with every fault.
+    """
+    if faults := list(recipe_faults(recipe, base)):
+        raise RecipeError(faults)
+
+
+def preflight(recipe: Recipe) -> None:
+    """All that can be known before there is an adapter, for a push at the end of a long run.
+
+    Raises:
+        RecipeError: if the name or a licence stands in the way.
+        RunError: if the token may not write there, or the name is taken.
+    """
+    check_recipe(recipe)
+    api = open_hub(str(recipe.hub.repo_id))
+    find_remote(api, recipe, base_name(recipe))
+
+
+def open_hub(repo_id: str) -> HfApi:
+    """The Hub's client, once it is known that the token may write to `repo_id`.
+
+    Raises:
+        RunError: one message a cause.
+    """
+    from huggingface_hub import HfApi, constants, get_token
+
+    if constants.is_offline_mode():
+        raise RunError("hub: HF_HUB_OFFLINE is set, and a push needs the Hub. Unset it, or add --dry-run to look only.")
+    token = get_token()
+    if not token:
+        raise RunError(f"hub: no token was found. Make one with the right to write at {TOKENS}, then `hf auth login`.")
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise RunError(f"hub: the token holds characters that none has. Copy it anew from {TOKENS}.")
+    api = HfApi(token=token)
+    with told_by_cause(repo_id):
+        account = api.whoami()
+    _check_rights(account, repo_id)
+    return api
+
+
+def _check_rights(account: Mapping[str, Any], repo_id: str) -> None:
+    owner = repo_id.partition("/")[0]
+    token = (account.get("auth") or {}).get("accessToken") or {}
+    if token.get("role") == "read":
+        raise RunError(f"hub: this token may only read. Make one with the right to write at {TOKENS}.")
+    organisations = {str(org["name"]).lower(): org for org in account.get("orgs") or []}
+    if owner.lower() != str(account["name"]).lower():
+        organisation = organisations.get(owner.lower())
+        if organisation is None:
+            raise RunError(
+                f"hub.repo_id: {owner} is neither the token's account ({account['name']}) nor an organisation of its. "
+                f"Write {account['name']}/{repo_id.partition('/')[2]}, or use a token of {owner}."
+            )
+        if organisation.get("roleInOrg") == "read":
+            raise RunError(
+                f"hub.repo_id: {account['name']} may only read in {owner}. Ask for the role `contributor` or `write` "
+                f"at https://huggingface.co/organizations/{owner}."
+            )
+    if token.get("role") == "fineGrained" and not _may_write(token.get("fineGrained") or {}, owner, repo_id):
+        raise RunError(
+            f"hub: this fine-grained token may not write to {repo_id}. Give it `Write access to contents/settings of "
+            f"all repos` under {owner} at {TOKENS}."
+        )
+
+
+def _may_write(rights: Mapping[str, Any], owner: str, repo_id: str) -> bool:
+    """Whether a fine-grained token has the right; where the Hub does not say whose, its own answer decides later."""
+    named = {owner.lower(), repo_id.lower()}
+    for scope in rights.get("scoped") or []:
+        name = str((scope.get("entity") or {}).get("name", "")).lower()
+        if "repo.write" in (scope.get("permissions") or []) and (not name or name in named):
+            return True
+    return False
+
+
+def find_remote(api: HfApi, recipe: Recipe, base: str) -> Remote | None:
+    """The repository as it is, or None if there is none of that name.
+
+    Raises:
+        RunError: if it holds something else than an adapter of this base made by this package, or is
+            public where the recipe says private.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    repo_id = str(recipe.hub.repo_id)
+    with told_by_cause(repo_id):
+        try:
+            info = api.model_info(repo_id, files_metadata=True)
+        except RepositoryNotFoundError as error:
+            if error.response is not None and error.response.status_code == 401:
+                raise
+            return None
+    _check_owner(info, repo_id, base)
+    if recipe.hub.private and not info.private:
+        raise RunError(
+            f"hub.private is true and {repo_id} is public. Set hub.private: false to publish there, make it private at "
+            f"https://huggingface.co/{repo_id}/settings, or choose another hub.repo_id."
+        )
+    files = {
+        file.rfilename: (file.size, file.blob_id, file.lfs.sha256 if file.lfs else None) for file in info.siblings or []
+    }
+    return Remote(str(info.sha), files, bool(info.private))
+
+
+def _check_owner(info: ModelInfo, repo_id: str, base: str) -> None:
+    """Refuse to write over what this package did not put there."""
+    files = {file.rfilename for file in info.siblings or []}
+    if files <= _EMPTY:
+        return
+    card = info.card_data
+    remedy = "Choose another hub.repo_id."
+    if card is None or TAG not in (card.tags or []):
+        strange = sorted(files - _EMPTY - ALLOWED) or sorted(files - _EMPTY)
+        raise RunError(f"hub.repo_id: {repo_id} is taken by another work (it holds {_some(strange)}). {remedy}")
+    theirs = card.base_model[0] if isinstance(card.base_model, list) else card.base_model
+    if theirs != base:
+        raise RunError(f"hub.repo_id: {repo_id} holds an adapter of {theirs}, this one is of {base}. {remedy}")
+
+
+def find_license(base: Mapping[str, str | None], *, online: bool) -> Path | None:
+    """A copy of the licence that asks to come with what is made of a base, from the base's own repository.
+
+    Args:
+        base: its `name` and `revision`.
+        online: whether to ask the Hub for what the cache does not hold.
+
+    Returns:
+        The file, or None if the licence does not ask for it, or it cannot be had.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    name, known = str(base["name"]), base_license(str(base["name"]))
+    if known is None or not known.notice:
+        return None
+    cached = try_to_load_from_cache(name, LICENSE, revision=base["revision"])
+    if isinstance(cached, str):
+        return Path(cached)
+    if not online:
+        return None
+    try:
+        return Path(hf_hub_download(name, LICENSE, revision=base["revision"]))
+    except HfHubHTTPError:  # a look-alike of the base without one, or a licence not accepted by this account
+        return None
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+@contextmanager
+def told_by_cause(repo_id: str, otherwise: str = "Nothing was changed there") -> Iterator[None]:
+    """Turn what goes wrong with the Hub into one message a cause; no text of a request is in it.
+
+    Args:
+        repo_id: that is written to.
+        otherwise: what became of it, for a connection that broke off.
+
+    Raises:
+        RunError: with the remedy.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except Exception as error:
+        causes = list(_causes(error))
+        response = next((c.response for c in causes if isinstance(c, HfHubHTTPError) and c.response is not None), None)
+        broken = any(type(cause).__module__.startswith("httpx") or isinstance(cause, _CUT) for cause in causes)
+        if response is not None:
+            raise RunError(f"hub: {_refusal(response.status_code, repo_id)}") from error
+        if broken:
+            raise RunError(
+                f"hub: the connection to the Hub broke off or cannot be made ({type(causes[-1]).__name__}). "
+                f"{otherwise}. Check the network and run it again."
+            ) from error
+        if isinstance(error, RuntimeError | ValueError):  # what the client and its transfer library raise for the rest
+            raise RunError(f"hub: the client gave up: {_first_line(error)}. {otherwise}. Run it again.") from error
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    """The head of a message of others, without the token."""
+    from huggingface_hub import get_token
+
+    text = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+    return text.replace(get_token() or "\0", "***")
+
+
+def _refusal(status: int, repo_id: str) -> str:
+    page = f"https://huggingface.co/{repo_id}"
+    told = {
+        401: f"the Hub does not know this token. Renew it at {TOKENS}, then `hf auth login`.",
+        402: f"the Hub asks for payment to store {repo_id}. See https://huggingface.co/settings/billing.",
+        403: f"this token may not write to {repo_id}. Give it the right at {TOKENS}, or ask the owner of {page}.",
+        404: f"{repo_id} is not there, or this token may not see it. Check hub.repo_id and the token.",
+        409: f"{repo_id} is taken, or was changed at the same time. Look at {page}, then run it again.",
+        412: f"{repo_id} was changed by someone else at the same time; nothing was written over. Look at {page}, then "
+        "run it again.",
+        429: "the Hub answers no more requests for now. Wait some minutes and run it again.",
+    }
+    if status in told:
+        return told[status]
+    return f"the Hub answered {status} for {repo_id}; nothing was changed there. Try again later, or look at {page}."
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,193 @@
+"""A filled sheet → its ratings; every fault of the file is told at once."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alpacare_sft.errors import DataError
+from alpacare_sft.review.sheets import CRITERIA, FLAG, sheet_columns, text_hashes, whole_cell
+
+_YES = {"yes", "y", "x", "1", "true", "wahr", "vrai"}
+_NO = {"", "no", "n", "0", "false", "falsch", "faux"}
+
+
+@dataclass(frozen=True)
+class Rating:
+    """What one reviewer said about one row."""
+
+    scores: Mapping[str, Mapping[str, int]]
+    """Letter → criterion → 1 to 5, of those that were given."""
+
+    flags: frozenset[str]
+    """Letters of the answers that could harm."""
+
+    preferred: str
+    """`a`, `b`, `tie`, or nothing."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One reviewer's sheet. Rows on which nothing was entered are not in `ratings`."""
+
+    path: Path
+    reviewer: str
+    ratings: Mapping[str, Rating]
+    """Row id → rating."""
+
+    num_rated: int
+    """Rows in which every rating was given."""
+
+    comments: Mapping[str, str]
+    """Row id → what was written beside it."""
+
+
+def sheet_of(path: Path) -> str | None:
+    """Name of the sheet that a file is a copy of, or None where it has none; `read_sheet` says why."""
+    try:
+        names = [row.get("sheet", "").strip() for _, row in list(_numbered_rows(path))[1:]]
+    except DataError:
+        return None
+    return next(filter(None, names), None)
+
+
+def read_sheet(path: Path, key: Mapping[str, Any]) -> Sheet:
+    """Read and check one filled sheet.
+
+    Args:
+        path: CSV as `review.csv` is, or as a spreadsheet saved it again (comma, semicolon or tab; UTF-8 or UTF-16).
+        key: what `review_key.json` holds.
+
+    Raises:
+        DataError: with every fault, each with its line.
+    """
+    lines = list(_numbered_rows(path))
+    columns = sheet_columns(key["letters"])
+    missing = [name for name in columns[:-2] if name not in (lines[0][1] if lines else ())]
+    if missing:
+        named = ", ".join(missing)
+        raise DataError(
+            f"{path} must have the columns of review.csv, got none named {named}. Fill a copy of review.csv."
+        )
+    cells = [(number, {name: whole_cell(row.get(name) or "") for name in columns}) for number, row in lines[1:]]
+    names = [row["sheet"].strip() for _, row in cells]
+    if names and key["sheet"] not in names:
+        raise DataError(
+            f"{path}:{cells[0][0]}: sheet must be {key['sheet']}, got {names[0] or 'nothing'}: it was made by another "
+            "evaluation. Fill the review.csv or review.html of this one."
+        )
+    faults = [*_row_faults(cells, key), *_value_faults(cells, key["letters"])]
+    reviewers = {row["reviewer"].strip(): number for number, row in reversed(cells) if row["reviewer"].strip()}
+    if len(reviewers) > 1:
+        faults.append((max(reviewers.values()), f"reviewer must be one person, got {', '.join(sorted(reviewers))}. "
+                       "Give each a file"))  # fmt: skip
+    if faults:
+        raise DataError(_told(path, faults))
+    ratings = {row["id"].strip(): rating for _, row in cells if (rating := _rating(row, key["letters"])) is not None}
+    if not ratings:
+        raise DataError(
+            f"{path} must hold ratings, nothing is rated. Give 1 to 5 in correctness_a and the columns after."
+        )
+    whole = sum(
+        all(len(rating.scores[letter]) == len(CRITERIA) for letter in key["letters"]) for rating in ratings.values()
+    )
+    comments = {row["id"].strip(): row["comment"].strip() for _, row in cells if row["comment"].strip()}
+    return Sheet(path, next(iter(reviewers), path.stem), ratings, whole, comments)
+
+
+def _told(path: Path, faults: Sequence[tuple[int, str]]) -> str:
+    if len(faults) == 1:
+        return f"{path}:{faults[0][0]}: {faults[0][1]}."
+    return "\n".join(
+        [f"{len(faults)} faults in {path}:", *(f"  - line {line}: {text}." for line, text in sorted(faults))]
+    )
+
+
+def _numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and cells by column name, of the header first."""
+    text = _read_text(path)
+    head = text.split("\n", 1)[0]
+    delimiter = max(",;\t", key=head.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    header: list[str] = []
+    before = 0
+    try:
+        for row in reader:
+            number, before = before + 1, reader.line_num
+            header = header or [name.strip().lower() for name in row]
+            if any(cell.strip() for cell in row):
+                yield number, dict(zip(header, row, strict=False))
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num} must be CSV: {error}. Save it as CSV again.") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} must be a filled review sheet, it cannot be read: {error.strerror}.") from error
+    if content.startswith(b"PK\x03\x04"):
+        raise DataError(f"{path} must be CSV, got a spreadsheet's own format. Save it as CSV (UTF-8).")
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{line} must be UTF-8 or UTF-16 text. Save it as CSV (UTF-8).") from None
+
+
+def _row_faults(cells: Sequence[tuple[int, Mapping[str, str]]], key: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    """Rows that are unknown, twice there or missing, and texts that were edited."""
+    known = {str(row["id"]): row["sha256"] for row in key["rows"]}
+    seen: dict[str, int] = {}
+    for number, row in cells:
+        name = row["id"].strip()
+        if row["sheet"].strip() != key["sheet"]:
+            yield number, f"sheet must be {key['sheet']} in every row, got {row['sheet'].strip() or 'nothing'}"
+        elif name not in known:
+            yield number, f"id must be that of a row of the sheet, got {name or 'nothing'}"
+        elif name in seen:
+            yield number, f"id {name} must stand once, it stands on line {seen[name]} too. Keep one of them"
+        else:
+            hashes = text_hashes({column: row[column] for column in known[name]})
+            for column in (column for column in known[name] if hashes[column] != known[name][column]):
+                yield number, f"{column} of row {name} must be as the sheet had it, it was edited. Put it back"
+        seen.setdefault(name, number)
+    if missing := [name for name in known if name not in seen]:
+        last = cells[-1][0] if cells else 1
+        named = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+        yield last, f"every row of the sheet must be there, rated or not; missing: {named}"
+
+
+def _value_faults(cells: Sequence[tuple[int, Mapping[str, str]]], letters: str) -> Iterator[tuple[int, str]]:
+    for number, row in cells:
+        for letter in letters:
+            for name in (f"{criterion}_{letter}" for criterion in CRITERIA):
+                if row[name].strip() and _score(row[name]) is None:
+                    yield number, f"{name} must be a whole number from 1 to 5, or empty, got {row[name].strip()[:40]!r}"
+            flag = row[f"{FLAG}_{letter}"].strip()
+            if flag.lower() not in _YES | _NO:
+                yield number, f"{FLAG}_{letter} must be yes, no or empty, got {flag[:40]!r}"
+        preferred = row.get("preferred", "").strip()
+        if preferred.lower() not in {"", "tie", *letters}:
+            yield number, f"preferred must be A, B, tie or empty, got {preferred[:40]!r}"
+
+
+def _score(text: str) -> int | None:
+    """1 to 5, also as a spreadsheet may write it (`4.0`, `4,0`)."""
+    found = re.fullmatch(r"\s*([1-5])(?:[.,]0+)?\s*", text, flags=re.ASCII)
+    return int(found[1]) if found else None
+
+
+def _rating(row: Mapping[str, str], letters: str) -> Rating | None:
+    """A row's ratings, or None where nothing was entered. The values were checked."""
+    given = {letter: {name: _score(row[f"{name}_{letter}"]) for name in CRITERIA} for letter in letters}
+    scores = {letter: {k: v for k, v in part.items() if v is not None} for letter, part in given.items()}
+    flags = frozenset(letter for letter in letters if row[f"{FLAG}_{letter}"].strip().lower() in _YES)
+    preferred = row.get("preferred", "").strip().lower()
+    return Rating(scores, flags, preferred) if any(scores.values()) or flags or preferred else None

@@ -1,0 +1,91 @@
+"""What people and a judge said, for a person at a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def show_reviews(summary: Mapping[str, Any]) -> None:
+    """Print what `summarize_reviews` returned."""
+    console = Console()
+    for reviewer in summary["reviewers"]:
+        begun = reviewer["rows"] - reviewer["rows_rated"]
+        more = f", {begun} more in part" if begun else ""
+        name = escape(reviewer["name"])
+        console.print(f"{name}: {reviewer['rows_rated']} of {summary['rows']} rows rated{more}", highlight=False)
+    console.print(_criteria_table(summary))
+    for told, label in (("by_ratings", "rows with the higher mean rating"), ("by_choice", "rows chosen by reviewers")):
+        if (found := (summary["preferred"] or {}).get(told)) and found["n"]:
+            parts = f"adapter {found['adapter']}, base {found['base']}, tie {found['tie']}"
+            console.print(f"{label}: {parts} (of {found['n']})", highlight=False)
+    for name, found in summary["could_harm"].items():
+        ids = f" (rows {', '.join(map(str, found['ids']))})" if found["ids"] else ""
+        console.print(
+            f"could harm, {name}: {found['flagged']} of {found['n']} answers flagged by at least one reviewer, "
+            f"{_interval({**found, 'mean': found['share']}, '.0%')}{escape(ids)}",
+            highlight=False, markup=False,
+        )  # fmt: skip
+    if summary["agreement"]:
+        console.print(_agreement_table(summary["agreement"]))
+    console.print(f"[italic]{escape(summary['meaning'])}[/italic]")
+
+
+def _criteria_table(summary: Mapping[str, Any]) -> Table:
+    criteria = summary["criteria"]
+    level = next((part["adapter"]["confidence"] for part in criteria.values() if part["n"]), None)
+    told = f", {level:.0%} intervals over the choice of rows" if level else ""
+    table = Table(title=f"ratings, 1 (worst) to 5 (best){told}", title_justify="left")
+    table.add_column("")
+    table.add_column("rows", justify="right")
+    names = [name for name in ("base", "adapter", "difference") if any(name in part for part in criteria.values())]
+    for name in names:
+        table.add_column("adapter - base" if name == "difference" else name, justify="right")
+    for criterion, part in criteria.items():
+        label = "mean of the three" if criterion == "overall" else criterion
+        cells = [escape(_interval(part[name], ".2f")) if name in part else "-" for name in names]
+        table.add_row(label, str(part["n"]), *cells)
+    return table
+
+
+def _interval(part: Mapping[str, Any], form: str) -> str:
+    if part["low"] is None:  # a single row
+        return f"{part['mean']:{form}}"
+    return f"{part['mean']:{form}} [{part['low']:{form}}, {part['high']:{form}}]"
+
+
+def _agreement_table(agreement: Mapping[str, Any]) -> Table:
+    table = Table(title="agreement of reviewers (Krippendorff's alpha: 1 full, 0 as by chance)", title_justify="left")
+    table.add_column("")
+    table.add_column("alpha", justify="right")
+    table.add_column("answers rated by two or more", justify="right")
+    for name, part in agreement.items():
+        alpha = "undefined" if part["alpha"] is None else f"{part['alpha']:.2f}"
+        table.add_row(name.replace("_", " "), alpha, str(part["units"]))
+    return table
+
+
+def show_judge(found: Mapping[str, Any]) -> None:
+    """Print what `judge_answers` returned."""
+    console = Console()
+    table = Table(title=f"pairs compared by {escape(found['model'])}, each in both orders", title_justify="left")
+    for name in ("adapter better", "base better", "tie", "no verdict"):
+        table.add_column(name, justify="right")
+    verdicts = found["verdicts"]
+    table.add_row(*(str(verdicts[name]) for name in ("adapter", "base", "tie", "none")))
+    console.print(table)
+    tokens = found["tokens"]
+    console.print(
+        f"{verdicts['orders_disagreed']} of the ties are pairs whose verdict turned with the order. "
+        f"{found['requests']} requests ({found['refused']} refused, {found['unreadable']} unreadable, "
+        f"{found['failed']} failed), {tokens['prompt']} prompt and {tokens['completion']} completion tokens"
+        + (f", {tokens['unknown']} replies without a count." if tokens["unknown"] else "."),
+        highlight=False,
+    )
+    if found["stopped"]:
+        console.print(escape(found["stopped"]), highlight=False)
+    console.print(f"[italic]{escape(found['meaning'])}[/italic]")

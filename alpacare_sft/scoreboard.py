@@ -1,0 +1,89 @@
+"""An evaluation, for a person at a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from alpacare_sft.review import show_judge
+
+if TYPE_CHECKING:
+    from alpacare_sft.evaluation import Evaluation
+
+SIDE_BY_SIDE = 3
+ENDS = {"length": " [… cut at generate.max_new_tokens]", "run_on": " [… went on with a new question]"}
+SIDES = ("base", "adapter")
+
+
+def show_evaluation(found: Evaluation) -> None:
+    """Print three answers side by side, the scores, the verdict and where everything was written."""
+    console = Console()
+    scores = found.scores
+    answered = [line for line in found.predictions if "adapter" in line]
+    for line in answered[:SIDE_BY_SIDE]:
+        console.print(_side_by_side(line))
+    if answered:
+        console.print(f"[italic]{escape(scores['notice'])}[/italic]\n")
+    console.print(_score_table(scores))
+    if near := scores["near_duplicates"]["rows"]:
+        console.print(f"{near:,} of {scores['n']:,} rows nearly repeat a training row; report.html has scores without.")
+    console.print(f"[bold]{escape(scores['verdict'])}[/bold]")
+    console.print(f"{escape(scores['intervals'])}\n")
+    if found.judgement:
+        show_judge(found.judgement)
+    files = sorted(path.name for path in found.folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    console.print(f"written to {escape(str(found.folder))}: {', '.join(files)}")
+
+
+def _side_by_side(line: Mapping[str, Any]) -> Table:
+    prompt = line["prompt"]
+    question = prompt["instruction"] + (f"\n{prompt['input']}" if prompt["input"] else "")
+    table = Table(title=f"row {line['id']}: {escape(question)}", title_justify="left", show_lines=True, expand=True)
+    answered = [who for who in SIDES if who in line]
+    for name in ("reference", *answered):
+        table.add_column(name, ratio=1, overflow="fold")
+    shown = [line[who] + ENDS.get(line[f"{who}_end"], "") for who in answered]
+    table.add_row(*(escape(text) for text in (line["reference"], *shown)))
+    return table
+
+
+def _score_table(scores: Mapping[str, Any]) -> Table:
+    """Eighty columns wide at most: an interval stands under its mean."""
+    metrics = scores["metrics"]
+    sides = [name for name in (*SIDES, "difference") if name in next(iter(metrics.values()))]
+    confidence = next(iter(metrics.values()))["adapter"]["confidence"]
+    title = f"{scores['n']:,} {escape(scores['source'])}, {confidence:.0%} intervals; difference = adapter - base"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    table.pad_edge, table.padding = False, (0, 1, 0, 0)
+    table.add_column("score", no_wrap=True)
+    for name in sides:
+        table.add_column(name, justify="right", no_wrap=True)
+    if "difference" in sides:
+        table.add_column("p", justify="right")
+        table.add_column("shown")
+    for name, part in metrics.items():
+        rows = "" if part["n"] == scores["n"] else f"\n{part['n']:,} rows"
+        cells = [_with_bounds(part[side], "+" if side == "difference" else "") for side in sides]
+        if "difference" in sides:
+            cells += [_format_p_value(part["difference"]["p_value"]), _shown(part)]
+        table.add_row(f"{name}{rows}", *(escape(cell) for cell in cells))
+    return table
+
+
+def _with_bounds(part: Mapping[str, Any], sign: str) -> str:
+    mean = f"{part['mean']:{sign}.3f}"
+    return mean if part["low"] is None else f"{mean}\n[{part['low']:{sign}.3f},{part['high']:{sign}.3f}]"
+
+
+def _format_p_value(value: float | None) -> str:
+    return "–" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _shown(part: Mapping[str, Any]) -> str:
+    """The verdict in a word: on which side the adapter stands, or that no difference was shown."""
+    return next((word for word in ("better", "worse", "higher", "lower") if word in part["verdict"]), "none")

@@ -1,0 +1,501 @@
+"""Publishing an adapter, with the real client against a Hub of our own: what leaves, what stays, what goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from alpacare_sft import load_recipe, push, train
+from alpacare_sft.cli import main
+from alpacare_sft.errors import RecipeError, RunError
+from tests.conftest import tiny_document
+from tests.hub_server import Repository, serve
+from tests.hub_writing import Account, WritableHub, WritingHandler
+from tests.made_up_scores import made_up_predictions, made_up_scores
+
+pytestmark = [
+    pytest.mark.slow,
+    # huggingface_hub 2.4 sends large files by a name that its HTTP library calls old
+    pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning"),
+]
+
+BASE = "them/tiny-base"
+WRITER, READER, NARROW, WIDE, UNKNOWN = "hf_writer_1", "hf_reader_2", "hf_narrow_3", "hf_wide_4", "hf_unknown_5"
+ORGANISATIONS = {"clinic": "write", "library": "read"}
+ACCOUNTS = {
+    WRITER: Account("tester", organisations=ORGANISATIONS),
+    READER: Account("tester", role="read"),
+    NARROW: Account("tester", role="fineGrained", scopes=("clinic",), organisations=ORGANISATIONS),
+    WIDE: Account("tester", role="fineGrained", scopes=("tester",)),
+}
+FILES = [
+    *(
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "chat_template.jinja",
+        "recipe.yaml",
+        "run.json",
+    ),
+    *("scores.json", "tokenizer.json", "tokenizer_config.json"),
+]
+ROWS = ["data/report.html", "eval/predictions.jsonl", "eval/report.html"]
+ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json"}
+
+
+@pytest.fixture(scope="module")
+def hub(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WritableHub]:
+    """A Hub that this process's client talks to, with a cache and a token of its own."""
+    from huggingface_hub import constants, hf_api
+    from huggingface_hub.utils import close_session
+
+    served = WritableHub([Repository(BASE, tiny_model)], tokens=dict.fromkeys(ACCOUNTS, True), accounts=ACCOUNTS)
+    home = tmp_path_factory.mktemp("hf-home")
+    with serve(served, WritingHandler) as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "ENDPOINT", hub.endpoint)
+        patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(hf_api.api, "endpoint", hub.endpoint)
+        patch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between attempts
+        patch.setenv("HF_TOKEN", WRITER)
+        patch.delenv("HF_HUB_OFFLINE")
+        close_session()
+        yield hub
+        close_session()
+
+
+@pytest.fixture(scope="module")
+def trained(hub: WritableHub, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps on the base from the Hub, with scores of its adapter."""
+    folder = tmp_path_factory.mktemp("secret-project")
+    document = tiny_document(Path(BASE), folder / "run")
+    document["train"] |= {"max_steps": 4, "save_steps": 2, "eval_steps": 2}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(document))
+    train(load_recipe(folder / "recipe.yaml"))
+    predictions = made_up_predictions(6)
+    scores = made_up_scores(predictions)
+    weights = (folder / "run" / "adapter" / "adapter_model.safetensors").read_bytes()
+    scores["model"] |= {"name": BASE, "adapter_sha256": hashlib.sha256(weights).hexdigest()}
+    (folder / "run" / "eval").mkdir()
+    (folder / "run" / "eval" / "scores.json").write_text(json.dumps(scores))
+    lines = [json.dumps(row) + "\n" for row in predictions]
+    (folder / "run" / "eval" / "predictions.jsonl").write_text("".join(lines))
+    (folder / "run" / "eval" / "report.html").write_text("<p>rows</p>")
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained / "run", tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def words(trained: Path, run: Path, request: pytest.FixtureRequest) -> list[str]:
+    """Recipe and overrides of the command line, with a repository of the test's own."""
+    name = hashlib.sha1(request.node.name.encode()).hexdigest()[:12]
+    return [str(trained / "recipe.yaml"), "--output_dir", str(run), "--hub.repo_id", f"tester/{name}"]
+
+
+@pytest.fixture
+def make(words: list[str]) -> Callable[..., Any]:
+    """`make("--hub.private", "false")`: the recipe with overrides."""
+    return lambda *overrides: load_recipe(words[0], [*words[1:], *overrides])
+
+
+def name_of(words: list[str]) -> str:
+    return words[-1]
+
+
+def test_the_adapter_comes_back_from_the_hub_with_the_same_tokens(
+    hub: WritableHub, run: Path, words: list[str], make: Callable[..., Any]
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    pushed = push(make())
+    ids = AutoTokenizer.from_pretrained(name_of(words))("### Instruction:\nHi\n\n### Answer:\n", return_tensors="pt")
+
+    def answer(source: str) -> list[int]:
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), source).eval()
+        with torch.inference_mode():
+            tokens: list[int] = model.generate(**ids, max_new_tokens=24, do_sample=False)[0].tolist()
+        return tokens
+
+    assert answer(name_of(words)) == answer(str(run / "adapter"))
+    assert pushed.changed and pushed.commit == hub.of(name_of(words)).commit
+    noted = json.loads((run / "run.json").read_text())["pushed"]
+    assert (noted["repo"], noted["commit"]) == (name_of(words), pushed.commit)
+
+
+def test_exactly_the_listed_files_leave_in_one_commit(hub: WritableHub, words: list[str], make: Any, run: Path) -> None:
+    (run / "adapter" / "training_args.bin").write_bytes(b"pickle")
+    (run / "adapter" / "optimizer.pt").write_bytes(b"moments")
+    push(make())
+    there = hub.of(name_of(words))
+    assert sorted(set(there.files()) - {".gitattributes"}) == FILES
+    assert len(there.history) == 2 and there.private
+    message = json.loads(hub.sent[-1].splitlines()[0])["value"]
+    assert message["parentCommit"] == there.history[0][0]
+
+
+def test_nothing_in_a_pushed_file_tells_of_this_machine_or_holds_a_row(
+    hub: WritableHub, words: list[str], make: Any, run: Path, trained: Path
+) -> None:
+    push(make("--evaluate.judge", "{endpoint: 'http://secret-host:8000/v1', model: m}"))
+    there = hub.of(name_of(words))
+    rows = [json.loads(line) for line in (run / "data" / "test.jsonl").read_text().splitlines()]
+    rows += [json.loads(line) for line in (run / "eval" / "predictions.jsonl").read_text().splitlines()]
+    private = [str(trained), str(run), WRITER, socket.gethostname() + '"', "secret-host", "secret-project"]
+    private += [row.get("output") or row["adapter"] for row in rows if len(row.get("output") or row["adapter"]) > 20]
+    everything = b"\n".join(there.read(name) for name in there.files() if name != "tokenizer.json").decode(
+        errors="replace"
+    )
+    assert [text for text in private if text in everything] == []
+    config = json.loads(there.read("adapter_config.json"))
+    assert (config["base_model_name_or_path"], config["revision"]) == (BASE, hub.find("models", BASE).commit)
+
+
+def test_the_published_recipe_loads_and_trains_the_same(
+    hub: WritableHub, words: list[str], make: Any, tmp_path: Path, trained: Path
+) -> None:
+    from alpacare_sft.recipe.writing import recipe_differences
+
+    push(make())
+    (tmp_path / "recipe.yaml").write_bytes(hub.of(name_of(words)).read("recipe.yaml"))
+    published = load_recipe(tmp_path / "recipe.yaml")
+    assert (
+        recipe_differences(
+            published, load_recipe(trained / "recipe.yaml", ["--train.bf16", "false", "--train.fp16", "false"])
+        )
+        == []
+    )
+    assert (str(published.output_dir), published.hub.repo_id) == ("runs/run", name_of(words))
+
+
+def test_rows_are_published_when_the_recipe_says_so_and_go_when_it_no_longer_does(
+    hub: WritableHub, words: list[str], make: Any
+) -> None:
+    push(make("--hub.include_rows", "true"))
+    there = hub.of(name_of(words))
+    assert sorted(set(there.files()) - {".gitattributes"}) == sorted([*FILES, *ROWS])
+    push(make())
+    assert sorted(set(there.files()) - {".gitattributes"}) == FILES
+
+
+def test_pushing_the_same_twice_changes_nothing(
+    hub: WritableHub, words: list[str], make: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = push(make())
+    asked = len(hub.requests)
+    second = push(make())
+    assert (second.commit, second.changed) == (first.commit, False)
+    assert len(hub.of(name_of(words)).history) == 2
+    assert {method for method, _, _ in hub.requests[asked:]} == {"GET"}
+    assert "holds this already" in capsys.readouterr().out
+
+
+def test_a_later_push_sends_what_changed_alone(hub: WritableHub, words: list[str], make: Any, run: Path) -> None:
+    push(make())
+    (run / "eval" / "scores.json").unlink()
+    push(make())
+    lines = [json.loads(line) for line in hub.sent[-1].splitlines()]
+    assert [(line["key"], line["value"].get("path")) for line in lines[1:]] == [
+        ("file", "README.md"),
+        ("deletedFile", "scores.json"),
+    ]
+
+
+def test_the_card_validates_and_its_index_has_the_scores(
+    hub: WritableHub, words: list[str], make: Any, run: Path
+) -> None:
+    from huggingface_hub import ModelCard
+
+    push(make())
+    card = ModelCard.load(name_of(words))
+    scores = json.loads((run / "eval" / "scores.json").read_text())["metrics"]
+    assert {r.metric_type: r.metric_value for r in card.data.eval_results} == {
+        name: metric["adapter"]["mean"] for name, metric in scores.items()
+    }
+    assert {r.metric_type: r.metric_args["low"] for r in card.data.eval_results}["loss"] == scores["loss"]["adapter"][
+        "low"
+    ]
+    assert (card.data.base_model, card.data.library_name, card.data.model_name) == (BASE, "peft", name_of(words)[7:])
+    assert (run / "adapter" / "README.md").read_text() == str(card.content)
+
+
+CARD = {
+    "for": "**For** research and education",
+    "not for": "**Not for** diagnosis",
+    "notice": "ask a qualified health professional",
+    "wording": "*wording* of the reference answers",
+    "verdict": "The adapter's loss is lower than the base's, beyond the interval.",
+    "intervals": "not the training seed",
+    "funnel": "| Rows loaded | 336 |",
+    "training rows": "| Training split | 24 |",
+    "leaks": "0 questions stand in two splits",
+    "rate": "| learning_rate | 0.01 |",
+    "lora": "| LoRA | r 4, alpha 8",
+    "steps": "| optimizer steps | 4 of 4 rows |",
+    "energy": "| energy | not measured |",
+    "prompt": "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Answer:",
+    "base": f'AutoModelForCausalLM.from_pretrained("{BASE}", revision="',
+    "again": "recipe.yaml --local-dir . && alpacare-sft train recipe.yaml",
+    "data": "cc0-1.0",
+}
+
+
+@pytest.mark.parametrize("part", CARD)
+def test_the_card_says(part: str, make: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert CARD[part] in push(make(), dry_run=True).card
+
+
+def test_the_code_of_the_card_runs(
+    hub: WritableHub, words: list[str], make: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = push(make("--generate.max_new_tokens", "8")).card
+    code = re.search(r"```python\n(.+?)```", card, re.DOTALL)
+    assert code is not None
+    exec(code[1], scope := {})
+    assert scope["answer"].shape[1] > scope["prompt"]["input_ids"].shape[1]
+
+
+def test_an_adapter_without_scores_is_said_not_to_be_evaluated(
+    make: Any, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = json.loads((run / "eval" / "scores.json").read_text())
+    scores["model"]["adapter_sha256"] = "0" * 64
+    (run / "eval" / "scores.json").write_text(json.dumps(scores))
+    pushed = push(make())
+    assert "scores.json" not in pushed.files
+    assert "**Not evaluated**" in pushed.card and "model-index" not in pushed.card
+    assert "is of another adapter. Score it: alpacare-sft eval RECIPE" in capsys.readouterr().out
+
+
+def test_a_dry_run_asks_nobody_and_writes_nothing(
+    hub: WritableHub, run: Path, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    asked = len(hub.requests)
+    assert main(["push", words[0], "--dry-run", "--output_dir", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert len(hub.requests) == asked
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert [name for name in FILES if name not in shown] == []
+    assert "checkpoints/" in shown and "hub.repo_id must name" in " ".join(shown.split())
+
+
+REFUSED = {
+    "no token": ("", "tester/x", ("no token was found", "settings/tokens")),
+    "unknown token": (UNKNOWN, "tester/x", ("does not know this token", "hf auth login")),
+    "token with a space": ("hf_a b", "tester/x", ("holds characters that none has",)),
+    "read-only token": (READER, "tester/x", ("may only read", "settings/tokens")),
+    "narrow token": (NARROW, "tester/x", ("fine-grained token may not write to tester/x", "under tester")),
+    "stranger's name": (WRITER, "stranger/x", ("stranger is neither the token's account (tester)", "tester/x")),
+    "reader in an organisation": (WRITER, "library/x", ("may only read in library", "organizations/library")),
+    "another work": (
+        WRITER,
+        "tester/taken",
+        ("is taken by another work (it holds model.safetensors)", "Choose another"),
+    ),
+    "another base": (WRITER, "tester/other", ("holds an adapter of them/other-base", BASE, "Choose another")),
+    "public": (WRITER, "tester/public", ("hub.private is true and tester/public is public", "hub.private: false")),
+}
+
+
+@pytest.fixture
+def taken(hub: WritableHub) -> None:
+    if hub.find("models", "tester/taken") is None:
+        card = b"---\nbase_model: them/other-base\ntags: [alpacare_sft]\n---\n"
+        hub.make("tester/taken", {"model.safetensors": b"weights"})
+        hub.make("tester/other", {"README.md": card, "adapter_config.json": b"{}"})
+        hub.make("tester/public", {}, private=False)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refusal_is_one_message_with_its_remedy_and_uploads_nothing(
+    case: str, hub: WritableHub, taken: None, make: Any, run: Path,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    token, repo_id, told = REFUSED[case]
+    monkeypatch.setenv("HF_TOKEN", token)
+    asked = len(hub.requests)
+    with pytest.raises(RunError) as error:
+        push(make("--hub.repo_id", repo_id))
+    assert [part for part in told if part not in str(error.value)] == []
+    assert {method for method, _, _ in hub.requests[asked:]} <= {"GET"}
+    assert token == "" or token not in str(error.value) + "".join(capfd.readouterr())
+    assert "pushed" not in json.loads((run / "run.json").read_text())
+
+
+def test_a_right_that_the_hub_alone_knows_of_is_told_as_one_message(hub: WritableHub, make: Any) -> None:
+    hub.accounts = {**ACCOUNTS, WRITER: Account("tester", role="write", organisations={"clinic": "contributor"})}
+    try:
+        with pytest.raises(RunError, match=r"this token may not write to clinic/x\. Give it the right at https"):
+            push(make("--hub.repo_id", "clinic/x"))
+    finally:
+        hub.accounts = ACCOUNTS
+
+
+def test_offline_mode_is_told(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(RunError, match=r"HF_HUB_OFFLINE is set, and a push needs the Hub\. Unset it"):
+        push(make())
+
+
+WRONG = {
+    "hub.repo_id must name the repository": ["--hub.repo_id", "null"],
+    "hub.repo_id must be owner/name": ["--hub.repo_id", "no-owner"],
+    "hub.repo_id must be owner/name, of letters": ["--hub.repo_id", "tester/a b"],
+    "forbids sharing what is made of the rows": ["--hub.data_license", "cc-by-nd-4.0"],
+}
+
+
+@pytest.mark.parametrize("told", WRONG)
+def test_a_recipe_that_cannot_be_published_is_refused_before_the_hub_is_asked(
+    told: str, hub: WritableHub, make: Any
+) -> None:
+    asked = len(hub.requests)
+    with pytest.raises(RecipeError, match=told):
+        push(make(*WRONG[told]))
+    assert len(hub.requests) == asked
+
+
+@pytest.mark.parametrize("path", ["/lfs/", "/api/models/.*/commit/", "/api/models/.*/preupload/"])
+def test_a_push_cut_off_in_the_middle_leaves_the_old_revision_whole(
+    path: str, hub: WritableHub, words: list[str], make: Any, run: Path
+) -> None:
+    push(make())
+    there = hub.of(name_of(words))
+    before = dict(there.history[-1][1])
+    change_weights(run)
+    hub.cut = (path, 100)
+    with pytest.raises(RunError, match=f"broke off.*{name_of(words)} is as it was, at commit {there.commit[:8]}"):
+        push(make())
+    hub.cut = ("", 0)
+    assert there.history[-1][1] == before and len(there.history) == 2
+    assert push(make()).changed
+    assert there.read("adapter_model.safetensors") == (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def change_weights(run: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = run / "adapter" / "adapter_model.safetensors"
+    save_file({name: value * 2 for name, value in load_file(path).items()}, path, metadata={"format": "pt"})
+
+
+def test_a_commit_that_came_between_is_not_written_over(
+    hub: WritableHub, words: list[str], make: Any, run: Path
+) -> None:
+    push(make())
+    there = hub.of(name_of(words))
+    (run / "eval" / "scores.json").unlink()
+    hub.before_commit = lambda repository: repository.commit_files({**repository.history[-1][1], "README.md": b"mine"})
+    with pytest.raises(RunError, match="was changed by someone else at the same time; nothing was written over"):
+        push(make())
+    assert there.read("README.md") == b"mine"
+
+
+def test_a_full_disk_after_the_commit_is_told_and_leaves_the_record_whole(
+    hub: WritableHub, words: list[str], make: Any, run: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    recipe = make()
+    before = {name: (run / name).read_bytes() for name in ("run.json", "adapter/README.md")}
+
+    def full(descriptor: int) -> None:
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.startswith((".run.json", ".README.md")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("alpacare_sft.run.os.fsync", full)
+    assert push(recipe).commit == hub.of(name_of(words)).commit
+    assert "the push is whole, but" in (told := capsys.readouterr().out) and "No space left" in told
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
+def test_a_full_disk_before_the_commit_publishes_nothing(
+    hub: WritableHub, words: list[str], run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "cache")
+
+    monkeypatch.setattr("alpacare_sft.hub.push.find_license", full)
+    assert main(["push", *words]) == 1
+    assert capsys.readouterr().err == "error: No space left on device: cache. Nothing half-written was left.\n"
+    assert hub.find("models", name_of(words)) is None
+
+
+BROKEN = {
+    "holds base_model.lm_head, which is no LoRA weight": lambda w: w | {"base_model.lm_head": next(iter(w.values()))},
+    "holds values that are not finite": lambda w: {name: value * float("nan") for name, value in w.items()},
+    "learnt nothing: every lora_B is zero": lambda w: {n: v * 0 if "lora_B" in n else v for n, v in w.items()},
+}
+
+
+@pytest.mark.parametrize("told", BROKEN)
+def test_weights_that_are_no_adapter_are_refused(told: str, make: Any, run: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = run / "adapter" / "adapter_model.safetensors"
+    weights = {name: value.clone() for name, value in BROKEN[told](load_file(path)).items()}
+    save_file(weights, path)
+    with pytest.raises(RunError, match=told):
+        push(make())
+
+
+def test_a_base_known_on_this_machine_alone_is_refused(make: Any, run: Path, tiny_model: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    record["base_model"] = {"name": str(tiny_model), "revision": "main"}
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(RecipeError, match=r"model\.model_name_or_path must be known on the Hub"):
+        push(make())
+    assert str(tiny_model) not in push(make(), dry_run=True).card
+
+
+def test_a_taken_name_is_told_before_the_training(
+    hub: WritableHub, taken: None, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        str(trained / "recipe.yaml"),
+        "--push",
+        "--hub.repo_id",
+        "tester/taken",
+        "--output_dir",
+        str(tmp_path / "n"),
+    ]
+    assert main(["train", *words]) == 1
+    assert "is taken by another work" in capsys.readouterr().err
+    assert not (tmp_path / "n").exists()
+
+
+def test_training_ends_with_the_push(hub: WritableHub, words: list[str], run: Path) -> None:
+    assert main(["train", *words, "--push"]) == 0
+    assert set(hub.of(name_of(words)).files()) >= ADAPTER
+
+
+def test_an_organisation_and_a_fine_grained_token_may_be_written_to(
+    hub: WritableHub, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(make("--hub.repo_id", "clinic/adapter", "--hub.private", "false"))
+    assert not hub.of("clinic/adapter").private
+    monkeypatch.setenv("HF_TOKEN", WIDE)
+    push(make("--hub.repo_id", "tester/by-a-fine-grained-token"))
+    assert set(hub.of("tester/by-a-fine-grained-token").files()) >= ADAPTER
