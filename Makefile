@@ -13,7 +13,7 @@ TEST_INSTALLED := .venv/test-installed
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z\/A-Z.]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  RECIPE=$(RECIPE) is what train and eval read; ARGS='--train.max_steps 20' overrides its keys."
+	@echo "  RECIPE=$(RECIPE) is what train, eval and push read; ARGS='--train.max_steps 20' overrides its keys."
 
 install: $(INSTALLED) ## make .venv and install the tested versions
 

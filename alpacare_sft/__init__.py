@@ -24,6 +24,7 @@ _HOMES = {
     "RecipeError": "errors",
     "RunError": "errors",
     "StoppedError": "errors",
+    "ask": "asking",
     "evaluate": "evaluation",
     "load_recipe": "recipe",
     "load_tokenizer": "model",
@@ -41,6 +42,7 @@ __all__ = [
     "RunError",
     "StoppedError",
     "__version__",
+    "ask",
     "evaluate",
     "load_recipe",
     "load_tokenizer",
@@ -51,6 +53,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from alpacare_sft.asking import ask
     from alpacare_sft.data import prepare_data
     from alpacare_sft.errors import AlpacareError, DataError, ModelError, RecipeError, RunError, StoppedError
     from alpacare_sft.evaluation import evaluate

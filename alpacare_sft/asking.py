@@ -9,9 +9,9 @@ import torch
 from transformers import TextStreamer
 
 from alpacare_sft import hardware
-from alpacare_sft.compared_models import ComparedModels
 from alpacare_sft.errors import RecipeError
 from alpacare_sft.evaluation import trained_recipe
+from alpacare_sft.evaluation.compared_models import ComparedModels
 from alpacare_sft.generation import begins_anew, generation_options
 from alpacare_sft.prompt import PromptEncoder
 from alpacare_sft.run import RunDirectory

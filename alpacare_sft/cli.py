@@ -142,7 +142,7 @@ def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         show_data(recipe, options.show)
     elif options.verb == "eval":
         from alpacare_sft.evaluation import evaluate
-        from alpacare_sft.scoreboard import show_evaluation
+        from alpacare_sft.evaluation.scoreboard import show_evaluation
 
         show_evaluation(evaluate(recipe, limit=options.limit, rows=options.rows, adapter=options.adapter))
     elif options.verb == "review":

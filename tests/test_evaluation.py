@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from alpacare_sft.answering import reference_loss
 from alpacare_sft.asking import ask
 from alpacare_sft.errors import DataError, ModelError, RecipeError, RunError
 from alpacare_sft.evaluation import evaluate
+from alpacare_sft.evaluation.answering import reference_loss
 from alpacare_sft.generation import generate_answers, pad_left, read_answer
 from alpacare_sft.model import load_base_model
 from alpacare_sft.prompt import PromptEncoder
@@ -23,6 +23,7 @@ from alpacare_sft.recipe.sections import GenerateSection
 from alpacare_sft.training import train
 
 Make = Callable[..., Recipe]
+MERGED_FROM = "alpacare_sft.evaluation.compared_models.MERGED_LIKE_ATTACHED"
 ROW = {"instruction": "Name the bones of the forearm.", "input": "", "output": "The radius and the ulna."}
 
 
@@ -162,11 +163,11 @@ def test_a_stopped_evaluation_goes_on_and_ends_alike(trained: Recipe, monkeypatc
             asked.append(index)
             yield index, answer
 
-    monkeypatch.setattr("alpacare_sft.answering.generate_answers", count)
+    monkeypatch.setattr("alpacare_sft.evaluation.answering.generate_answers", count)
     assert evaluate(trained).predictions == whole
     assert asked  # the batch of what was missing, no base
     monkeypatch.setattr(
-        "alpacare_sft.compared_models.load_base_model", lambda *_: pytest.fail("nothing is left to ask")
+        "alpacare_sft.evaluation.compared_models.load_base_model", lambda *_: pytest.fail("nothing is left to ask")
     )
     assert evaluate(trained).predictions == whole
 
@@ -183,7 +184,9 @@ def test_merging_is_checked_and_told(trained: Recipe, monkeypatch: pytest.Monkey
     assert model["merged"] is True
     assert model["merge_check"]["same_token_share"] > 0.98
     assert model["merge_check"]["largest_logit_difference"] < 1e-4
-    monkeypatch.setattr("alpacare_sft.compared_models.MERGED_LIKE_ATTACHED", 1.1)  # as if merging had rounded it away
+    monkeypatch.setattr(
+        "alpacare_sft.evaluation.compared_models.MERGED_LIKE_ATTACHED", 1.1
+    )  # as if merging had rounded it away
     apart = evaluate(trained, limit=3)
     assert apart.scores["model"]["merged"] is False
     assert {line["adapter_end"] for line in apart.predictions} <= {"length", "end_token", "run_on"}
@@ -192,7 +195,7 @@ def test_merging_is_checked_and_told(trained: Recipe, monkeypatch: pytest.Monkey
 def test_merged_and_attached_adapters_write_the_same(trained: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     merged = evaluate(trained).predictions
     shutil.rmtree(trained.output_dir / "eval")
-    monkeypatch.setattr("alpacare_sft.compared_models.MERGED_LIKE_ATTACHED", 1.1)
+    monkeypatch.setattr(MERGED_FROM, 1.1)
     assert [row["adapter"] for row in evaluate(trained).predictions] == [row["adapter"] for row in merged]
 
 
@@ -215,7 +218,7 @@ def test_without_a_baseline_the_adapter_is_scored_alone(trained: Recipe) -> None
     trained.evaluate.baseline = False
     found = evaluate(trained, limit=2)
     assert not any("base" in part or "difference" in part for part in found.scores["metrics"].values())
-    assert "no base was scored" in found.scores["verdict"]
+    assert "No base was scored" in found.scores["verdict"]
 
 
 def test_the_loss_alone_writes_no_answer(trained: Recipe) -> None:

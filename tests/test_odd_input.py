@@ -51,10 +51,9 @@ ACCEPTED = {
     "a capital CSV": Odd(counts(), {"Rows.Csv": CSV}, "./Rows.Csv"),
     "nulls, dropped and counted": Odd(counts(14), {"rows.jsonl": NULLS}),
     "copies, dropped and counted": Odd(counts(24), {"rows.jsonl": LINES * 2}),
-    "a line of 10 MB, cut and counted": Odd(
+    "a line of 10 MB": Odd(
         counts(13, 13),
-        {"rows.jsonl": LINES + json.dumps({"instruction": "Write a lot.", "output": "word" * 2_500_000}) + "\n"},
-        overrides=("--data.clean.collapse_whitespace", "false"),
+        {"rows.jsonl": LINES + json.dumps({"instruction": "What is it?", "output": f"It{' ' * 10_000_000}is."}) + "\n"},
     ),
     "mixed columns over a glob": Odd(
         counts(),

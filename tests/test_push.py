@@ -249,7 +249,7 @@ CARD = {
     "intervals": "not the training seed",
     "funnel": "| Rows loaded | 336 |",
     "training rows": "| Training split | 24 |",
-    "leaks": "0 questions stand in two splits",
+    "leaks": "questions that stand in two splits: 0.",
     "rate": "| learning_rate | 0.01 |",
     "lora": "| LoRA | r 4, alpha 8",
     "steps": "| optimizer steps | 4 of 4 rows |",
@@ -468,6 +468,13 @@ def test_a_base_known_on_this_machine_alone_is_refused(make: Any, run: Path, tin
     with pytest.raises(RecipeError, match=r"model\.model_name_or_path must be known on the Hub"):
         push(make())
     assert str(tiny_model) not in push(make(), dry_run=True).card
+
+
+def test_a_run_that_is_not_done_is_refused(make: Any, run: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "status": "stopped"}))
+    with pytest.raises(RunError, match="holds a run that is not done"):
+        push(make(), dry_run=True)
 
 
 def test_a_taken_name_is_told_before_the_training(

@@ -126,9 +126,10 @@ def test_fp16_base_with_float32_adapter_steps_through_autocast_and_scaler(make_r
         recipe, RunDirectory(recipe.output_dir), data, tokenizer, load_base_model(recipe.model, "float16"), FP32
     )
     assert {p.dtype for p in half.model.parameters() if not p.requires_grad} == {torch.float16}
-    losses = []
+    losses, updates = [], []
     for trainer, dtype in ((exact, None), (half, torch.float16)):
         trainable = [p for p in trainer.model.parameters() if p.requires_grad]
+        before = torch.cat([p.detach().flatten() for p in trainable])
         optimizer, scaler = torch.optim.SGD(trainable, lr=1.0), torch.amp.GradScaler("cpu", enabled=dtype is not None)
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
             loss = trainer.compute_loss(trainer.model, batch_of(trainer))
@@ -136,8 +137,8 @@ def test_fp16_base_with_float32_adapter_steps_through_autocast_and_scaler(make_r
         scaler.step(optimizer)
         scaler.update()
         losses.append(loss.item())
+        updates.append(torch.cat([p.detach().flatten() for p in trainable]) - before)
         assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in trainable)
     assert losses[1] == pytest.approx(losses[0], rel=5e-3)
-    weights = [[p for p in t.model.parameters() if p.requires_grad] for t in (exact, half)]
-    for ours, theirs in zip(*weights, strict=True):
-        torch.testing.assert_close(theirs, ours, atol=2e-3, rtol=5e-2)
+    assert updates[0].norm() > 1e-3
+    assert (updates[1] - updates[0]).norm() < 0.02 * updates[0].norm()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import __version__
@@ -67,11 +68,10 @@ def format_card(recipe: Recipe, evidence: Evidence) -> str:
         no_scores=evidence.no_scores,
         scored=[] if evidence.scores is None else list(_score_rows(evidence.scores["metrics"])),
         funnel=list(_funnel(evidence.report)),
-        settings={
-            key: getattr(value, "value", value) for key in _SHOWN if (value := recipe.train.get(key)) is not None
-        },
+        settings=dict(_settings(recipe)),
         repo_id=recipe.hub.repo_id or PLACEHOLDER,
         base=base,
+        base_link=_link(base["name"]),
         repacked=base["name"] == EMBEDDED_NAME and recipe.model.model_name_or_path == EMBEDDED,
         base_license=base_license(base["name"]),
         license=adapter_license(base["name"], recipe.hub),
@@ -179,6 +179,18 @@ def _funnel(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for name, (label, _) in SPLITS.items():
         if name in rows:
             yield {"step": label, "rows": rows[name]}
+
+
+def _link(name: str) -> str:
+    """A model's name with its page, unless it is a directory."""
+    return name if Path(name).is_absolute() else f"[{name}](https://huggingface.co/{name})"
+
+
+def _settings(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    for key in _SHOWN:
+        value = recipe.train.get(key)
+        if value is not None and (key, value) != ("max_steps", -1):
+            yield key, getattr(value, "value", value)
 
 
 def _targets(recipe: Recipe) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ _REASONS = {
     "eval": "text of rows (hub.include_rows publishes eval/report.html and eval/predictions.jsonl)",
     "training.html": "the card has its numbers",
 }
+_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
 _PLACE = re.compile(r"(/|~|\.{1,2}[/\\]|[A-Za-z]:[\\/]|\\\\).*")
 
 
@@ -230,21 +232,20 @@ def _kept_back(run: RunDirectory, files: Mapping[str, bytes | Path]) -> Iterator
 
 def _check_places(publication: Publication, run: RunDirectory) -> None:
     """The last look: no file may name the run's directory, the home or the token."""
-    from huggingface_hub import get_token
-
     home = str(Path.home())
-    hidden = {"its output_dir": str(run.path.resolve()), "the token": get_token() or ""}
+    hidden = {"its output_dir": str(run.path.resolve()), "the token": os.environ.get("HF_TOKEN", "").strip()}
     if home.count("/") > 1:  # a home such as /root is too short to be told from other text
         hidden["the home directory"] = home
     for name in publication.files:
         if name == WEIGHTS or name in TOKENIZER[:1]:
             continue
         text = publication.read(name)
-        for what, secret in hidden.items():
-            if len(secret) > 1 and secret.encode() in text:
-                raise RunError(
-                    f"{name} would publish {what}. Take it out of the recipe, or set hub.include_rows: false."
-                )
+        found = [what for what, secret in hidden.items() if len(secret) > 1 and secret.encode() in text]
+        found += ["a token of the Hub"] if _TOKEN.search(text) else []
+        if found:
+            raise RunError(
+                f"{name} would publish {found[0]}. Take it out of the recipe, or set hub.include_rows: false."
+            )
 
 
 def _json(value: Any) -> bytes:

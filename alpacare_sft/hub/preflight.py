@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from alpacare_sft.errors import RecipeError, RunError
 from alpacare_sft.hub.card import TAG
 from alpacare_sft.hub.files import ALLOWED, LICENSE
 from alpacare_sft.hub.licenses import base_license, license_faults
+from alpacare_sft.hub.refusals import TOKENS, told_by_cause
 from alpacare_sft.model import EMBEDDED, EMBEDDED_NAME
 
 if TYPE_CHECKING:
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
     from alpacare_sft.recipe import Recipe
 
-TOKENS = "https://huggingface.co/settings/tokens"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_CUT = (ConnectionError, TimeoutError)
 _EMPTY = frozenset({".gitattributes", "README.md"})
 
 
@@ -241,65 +239,3 @@ def find_license(base: Mapping[str, str | None], *, online: bool) -> Path | None
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-
-
-@contextmanager
-def told_by_cause(repo_id: str, otherwise: str = "Nothing was changed there") -> Iterator[None]:
-    """Turn what goes wrong with the Hub into one message a cause; no text of a request is in it.
-
-    Args:
-        repo_id: that is written to.
-        otherwise: what became of it, for a connection that broke off.
-
-    Raises:
-        RunError: with the remedy.
-    """
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        yield
-    except Exception as error:
-        causes = list(_causes(error))
-        response = next((c.response for c in causes if isinstance(c, HfHubHTTPError) and c.response is not None), None)
-        broken = any(type(cause).__module__.startswith("httpx") or isinstance(cause, _CUT) for cause in causes)
-        if response is not None:
-            raise RunError(f"hub: {_refusal(response.status_code, repo_id)}") from error
-        if broken:
-            raise RunError(
-                f"hub: the connection to the Hub broke off or cannot be made ({type(causes[-1]).__name__}). "
-                f"{otherwise}. Check the network and run it again."
-            ) from error
-        if isinstance(error, RuntimeError | ValueError):  # what the client and its transfer library raise for the rest
-            raise RunError(f"hub: the client gave up: {_first_line(error)}. {otherwise}. Run it again.") from error
-        raise
-
-
-def _first_line(error: Exception) -> str:
-    """The head of a message of others, without the token."""
-    from huggingface_hub import get_token
-
-    text = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
-    return text.replace(get_token() or "\0", "***")
-
-
-def _refusal(status: int, repo_id: str) -> str:
-    page = f"https://huggingface.co/{repo_id}"
-    told = {
-        401: f"the Hub does not know this token. Renew it at {TOKENS}, then `hf auth login`.",
-        402: f"the Hub asks for payment to store {repo_id}. See https://huggingface.co/settings/billing.",
-        403: f"this token may not write to {repo_id}. Give it the right at {TOKENS}, or ask the owner of {page}.",
-        404: f"{repo_id} is not there, or this token may not see it. Check hub.repo_id and the token.",
-        409: f"{repo_id} is taken, or was changed at the same time. Look at {page}, then run it again.",
-        412: f"{repo_id} was changed by someone else at the same time; nothing was written over. Look at {page}, then "
-        "run it again.",
-        429: "the Hub answers no more requests for now. Wait some minutes and run it again.",
-    }
-    if status in told:
-        return told[status]
-    return f"the Hub answered {status} for {repo_id}; nothing was changed there. Try again later, or look at {page}."
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -22,8 +22,8 @@ from alpacare_sft.hub.preflight import (
     find_remote,
     open_hub,
     recipe_faults,
-    told_by_cause,
 )
+from alpacare_sft.hub.refusals import told_by_cause
 from alpacare_sft.hub.showing import show_publication
 from alpacare_sft.recording import say
 from alpacare_sft.run import RunDirectory

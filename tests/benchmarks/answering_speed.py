@@ -36,9 +36,9 @@ def answer(options: argparse.Namespace) -> dict[str, Any]:
     if options.side == "eval":  # a plain script has the process as it comes
         prepare_process()
     from alpacare_sft import hardware
-    from alpacare_sft.compared_models import ComparedModels
     from alpacare_sft.evaluation import trained_recipe
-    from alpacare_sft.held_out import encode_rows, read_test_split
+    from alpacare_sft.evaluation.compared_models import ComparedModels
+    from alpacare_sft.evaluation.held_out import encode_rows, read_test_split
     from alpacare_sft.prompt import PromptEncoder
     from alpacare_sft.run import RunDirectory
 

@@ -40,12 +40,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args()
 
+    from alpacare_sft.cli import prepare_process
+
+    prepare_process()  # as a run does, before torch is imported
+
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from alpacare_sft import hardware
-    from alpacare_sft.trainer import answer_logits, answer_mask
+    from alpacare_sft.trainer import AnswerLoss, answer_logits, answer_mask
 
     threads = hardware.set_threads()
     precision = hardware.resolve_precision({"fp16": False, "bf16": None, "use_cpu": False})
@@ -66,7 +70,9 @@ def main() -> None:
         mask = answer_mask(labels)
         with torch.autocast(device, dtype=getattr(torch, precision.dtype), enabled=precision.name != "fp32"):
             logits = answer_logits(model, {"input_ids": ids}, mask)
-        loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][mask[:, :-1]])
+        targets = labels[:, 1:][mask[:, :-1]]
+        total, _ = AnswerLoss.apply(logits.float(), targets)
+        loss = total / targets.numel()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -13,7 +13,7 @@ from rich.table import Table
 from alpacare_sft.review import show_judge
 
 if TYPE_CHECKING:
-    from alpacare_sft.evaluation import Evaluation
+    from alpacare_sft.evaluation.stage import Evaluation
 
 SIDE_BY_SIDE = 3
 ENDS = {"length": " [… cut at generate.max_new_tokens]", "run_on": " [… went on with a new question]"}

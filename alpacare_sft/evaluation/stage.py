@@ -9,19 +9,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import hardware
-from alpacare_sft.answering import AnswerSheet, Questions, fill_sheet
-from alpacare_sft.compared_models import ComparedModels
 from alpacare_sft.errors import RecipeError, RunError
+from alpacare_sft.evaluation.answering import AnswerSheet, Questions, fill_sheet
+from alpacare_sft.evaluation.compared_models import ComparedModels
+from alpacare_sft.evaluation.held_out import (
+    GENERAL_ROWS,
+    HeldOutRows,
+    encode_rows,
+    load_other_rows,
+    read_rows,
+    read_test_split,
+)
+from alpacare_sft.evaluation.scoring import RowScores, score_rows, summarize, summarize_scores, verdict_sentence
 from alpacare_sft.evaluation_report import save_evaluation_report
 from alpacare_sft.generation import with_notice
-from alpacare_sft.held_out import GENERAL_ROWS, HeldOutRows, encode_rows, load_other_rows, read_rows, read_test_split
 from alpacare_sft.intervals import SCOPE
 from alpacare_sft.prompt import PromptEncoder
 from alpacare_sft.recipe.writing import read_resolved, recipe_sha256
 from alpacare_sft.recording import installed_versions
 from alpacare_sft.review import judge_answers, save_review_sheets
 from alpacare_sft.run import RunDirectory, write_json, write_text
-from alpacare_sft.scoring import RowScores, score_rows, summarize, summarize_scores, verdict_sentence
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe import Recipe

@@ -12,7 +12,7 @@ from alpacare_sft.intervals import paired_shares, paired_summary, verdict
 from alpacare_sft.metrics import REPEATED_FROM, choice_scores, repetition, rouge_scores, similarities
 
 if TYPE_CHECKING:
-    from alpacare_sft.answering import AnswerSheet
+    from alpacare_sft.evaluation.answering import AnswerSheet
     from alpacare_sft.recipe.sections import EvaluateSection
 
 # A row's scores: by metric, by model (`base`, `adapter`); a row without a value has no part in the metric.
@@ -44,7 +44,38 @@ MEANINGS = {
     "choice_accuracy": Meaning("share of multiple-choice rows with the right option", "higher"),
     "general_loss": Meaning("loss on general rows that are not medical (forgetting check)", "lower"),
 }
-IN_THE_VERDICT = {"rougeL": "ROUGE-L", "loss": "loss on the references", "general_loss": "loss on general rows"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One clause of the verdict: what a score is called, and what each outcome means in words."""
+
+    name: str
+    higher: str
+    lower: str
+    none: str
+
+
+FINDINGS = {
+    "rougeL": Finding(
+        "ROUGE-L",
+        higher="the adapter's answers share more wording with the references than the base's",
+        lower="the adapter's answers share less wording with the references than the base's",
+        none="no difference in wording shared with the references was shown",
+    ),
+    "loss": Finding(
+        "loss",
+        higher="the adapter predicts the references worse",
+        lower="the adapter predicts the references better",
+        none="no difference in predicting the references was shown",
+    ),
+    "general_loss": Finding(
+        "loss",
+        higher="it predicts rows that are not medical worse, a sign of forgetting",
+        lower="it predicts rows that are not medical better",
+        none="no change on rows that are not medical was shown",
+    ),
+}
 
 
 def score_rows(
@@ -137,25 +168,24 @@ def summarize(
 
 def verdict_sentence(metrics: Mapping[str, Mapping[str, Any]], num_rows: int, rows_told: str) -> str:
     """What was found, in words, with its uncertainty, and what it is not."""
-    clauses = []
-    for name, label in IN_THE_VERDICT.items():
-        if name not in metrics:
-            continue
-        part = metrics[name]
-        after, change = part["adapter"], part.get("difference")
-        if change is None:
-            clauses.append(f"{label} {after['mean']:.3f}{_bounds(after)}")
-            continue
-        clauses.append(
-            f"{label} {part['base']['mean']:.3f} → {after['mean']:.3f}, difference {change['mean']:+.3f}"
-            f"{_bounds(change, '+')}: {part['verdict']}"
-        )
-    began = f"On {num_rows:,} {rows_told}, base → adapter: " if "difference" in next(iter(metrics.values())) else (
-        f"On {num_rows:,} {rows_told}, the adapter alone (no base was scored, so what training changed is not told): "
-    )  # fmt: skip
-    few = " With so few rows the interval itself is uncertain." if num_rows < 30 else ""
-    return f"{began}{'; '.join(clauses)}. {WHAT_IT_MEASURES}{few}"
+    parts = [(finding, metrics[name]) for name, finding in FINDINGS.items() if name in metrics]
+    began = f"On {num_rows:,} {rows_told}"
+    if "difference" in next(iter(metrics.values())):
+        told = f"{began}: {'; '.join(_clause(finding, part) for finding, part in parts)}."
+    else:
+        alone = "; ".join(f"{finding.name} {_with_bounds(part['adapter'])}" for finding, part in parts)
+        told = f"{began} the adapter alone: {alone}. No base was scored, so what training changed is not told."
+    few = " With so few rows the intervals themselves are uncertain." if num_rows < 30 else ""
+    return f"{told} {WHAT_IT_MEASURES}{few}"
 
 
-def _bounds(part: Mapping[str, Any], sign: str = "") -> str:
-    return "" if part["low"] is None else f" [{part['low']:{sign}.3f}, {part['high']:{sign}.3f}]"
+def _clause(finding: Finding, part: Mapping[str, Any]) -> str:
+    side = part["verdict"].split(" ", 1)[0]
+    words = {"higher": finding.higher, "lower": finding.lower}.get(side, finding.none)
+    means = f"{part['base']['mean']:.3f} → {part['adapter']['mean']:.3f}"
+    return f"{words} ({finding.name} {means}, difference {_with_bounds(part['difference'], '+')})"
+
+
+def _with_bounds(part: Mapping[str, Any], sign: str = "") -> str:
+    mean = f"{part['mean']:{sign}.3f}"
+    return mean if part["low"] is None else f"{mean} [{part['low']:{sign}.3f}, {part['high']:{sign}.3f}]"
