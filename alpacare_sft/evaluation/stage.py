@@ -23,6 +23,7 @@ from alpacare_sft.evaluation.held_out import (
 from alpacare_sft.evaluation.scoring import RowScores, score_rows, summarize, summarize_scores, verdict_sentence
 from alpacare_sft.evaluation_report import save_evaluation_report
 from alpacare_sft.generation import with_notice
+from alpacare_sft.hub.card import save_card
 from alpacare_sft.intervals import SCOPE
 from alpacare_sft.prompt import PromptEncoder
 from alpacare_sft.recipe.writing import read_resolved, recipe_sha256
@@ -108,8 +109,10 @@ def evaluate(
             "notice": recipe.safety.disclaimer,
         }
         _save(folder, scores, predictions, recipe)
-        if questions.wants_answers and scores["complete"]:  # `review` reads the sheets of the whole split
-            save_review_sheets(folder, predictions, seed=recipe.train["seed"], notice=recipe.safety.disclaimer)
+        if scores["complete"]:
+            save_card(run, dataclasses.replace(trained, hub=recipe.hub, safety=recipe.safety, generate=recipe.generate))
+            if questions.wants_answers:
+                save_review_sheets(folder, predictions, seed=recipe.train["seed"], notice=recipe.safety.disclaimer)
         judgement = _judge(folder, predictions, recipe)
     return Evaluation(folder, scores, predictions, judgement)
 
