@@ -81,7 +81,7 @@ def _with_bounds(part: Mapping[str, Any], sign: str) -> str:
 
 
 def _format_p_value(value: float | None) -> str:
-    return "–" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
+    return "–" if value is None else "<.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _shown(part: Mapping[str, Any]) -> str:
