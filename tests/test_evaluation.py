@@ -179,6 +179,17 @@ def test_answers_of_other_settings_are_not_taken_for_these(trained: Recipe) -> N
     assert longer[0]["adapter_tokens"] == 12 != short[0]["adapter_tokens"]
 
 
+def test_another_score_asks_only_what_it_needs(trained: Recipe) -> None:
+    trained.evaluate.metrics = ["rouge"]
+    first = evaluate(trained).predictions
+    trained.evaluate.metrics = ["rouge", "forgetting"]
+    again = evaluate(trained)
+    assert [row["adapter"] for row in again.predictions] == [row["adapter"] for row in first]
+    assert again.scores["metrics"]["general_loss"]["n"] == 50
+    sheet = (trained.output_dir / "eval" / "answers" / "adapter.jsonl").read_text()
+    assert sheet.count('"text"') == 6  # answered once
+
+
 def test_merging_is_checked_and_told(trained: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     model = evaluate(trained, limit=2).scores["model"]
     assert model["merged"] is True

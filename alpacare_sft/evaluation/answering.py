@@ -39,8 +39,8 @@ class Questions:
     wants_losses: bool
 
     def fingerprint(self, *told: Any) -> str:
-        """Hash of all token ids and of what else decides the answers."""
-        ids = [[list(row["input_ids"]), row["prompt_tokens"]] for row in (*self.rows, *self.general)]
+        """Hash of the rows' token ids and of what else decides the answers; the general rows never change."""
+        ids = [[list(row["input_ids"]), row["prompt_tokens"]] for row in self.rows]
         return hashlib.sha256(json.dumps([ids, *told], sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -75,10 +75,10 @@ class AnswerSheet:
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         whole = text[: text.rfind("\n") + 1]
         lines = whole.split("\n")[:-1]
-        if not lines or json.loads(lines[0]) != {"fingerprint": fingerprint}:
+        first = json.dumps({"fingerprint": fingerprint})
+        if not lines or lines[0] != first:
             path.parent.mkdir(parents=True, exist_ok=True)
-            whole = json.dumps({"fingerprint": fingerprint}) + "\n"
-            lines = []
+            whole, lines = first + "\n", []
         for line in lines[1:]:
             sheet._take(json.loads(line))
         if whole != text:
