@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,6 +74,14 @@ def save_adapter(trainer: AnswerSFTTrainer, target: Path, identity: Mapping[str,
 
 CHECKED_ROWS = 4
 CHECKED_TOKENS = 64
+
+
+def adapter_sha256(folder: Path) -> str:
+    """Hash of an adapter: its weights, and its config, which says how strongly they count."""
+    found = hashlib.sha256()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        found.update((folder / name).read_bytes())
+    return found.hexdigest()
 
 
 def find_adapter(adapter: str) -> Path:

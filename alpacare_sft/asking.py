@@ -12,7 +12,7 @@ from alpacare_sft import hardware
 from alpacare_sft.errors import RecipeError
 from alpacare_sft.evaluation import trained_recipe
 from alpacare_sft.evaluation.compared_models import ComparedModels
-from alpacare_sft.generation import begins_anew, generation_options
+from alpacare_sft.generation import begins_anew, configure_generation
 from alpacare_sft.prompt import PromptEncoder
 from alpacare_sft.run import RunDirectory
 
@@ -42,15 +42,16 @@ def ask(recipe: Recipe, question: str, given: str = "", *, out: TextIO | None = 
     trained = trained_recipe(run)
     hardware.set_threads()
     models = ComparedModels(trained, recipe, run)
-    encoded = PromptEncoder(models.tokenizer, trained.prompt).encode_prompt(question.strip(), given.strip())
-    model, _ = models.with_adapter([])
+    encoder = PromptEncoder(models.tokenizer, trained.prompt)
+    encoded = encoder.encode_prompt(question.strip(), given.strip())
+    model = models.with_adapter_attached()  # merging costs more than it saves for one question
     room = (getattr(model.config, "max_position_embeddings", None) or sys.maxsize) - len(encoded)
     if room < 1:
         raise RecipeError(f"the question is {len(encoded):,} tokens long, more than the model reads. Shorten it.")
     streamer = _UntilBegunAnew(models.tokenizer, out or sys.stdout)
     torch.manual_seed(recipe.train["seed"])
-    options = generation_options(model, models.tokenizer, recipe.generate)
-    options["max_new_tokens"] = min(options["max_new_tokens"], room)
+    config = configure_generation(model, models.tokenizer, recipe.generate, encoder.end_token_id())
+    config.max_new_tokens = min(recipe.generate.max_new_tokens, room)
     with torch.inference_mode():
         ids = torch.tensor([encoded], device=model.device)
         written: Any = model.generate(
@@ -58,9 +59,8 @@ def ask(recipe: Recipe, question: str, given: str = "", *, out: TextIO | None = 
             attention_mask=torch.ones_like(ids),
             streamer=streamer,
             stopping_criteria=[lambda ids, scores, **_: torch.full((len(ids),), streamer.cut, device=ids.device)],
-            **options,
         )
-    if written.shape[1] - len(encoded) >= options["max_new_tokens"] and written[0, -1] not in options["eos_token_id"]:
+    if written.shape[1] - len(encoded) >= config.max_new_tokens and written[0, -1] not in config.eos_token_id:
         streamer.out.write(" [… cut at generate.max_new_tokens]")
     streamer.out.write(f"\n\n{recipe.safety.disclaimer}\n")
     streamer.out.flush()

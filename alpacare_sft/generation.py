@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from alpacare_sft.recipe.sections import GenerateSection
 
 
 # A heading of the sections prompt on a line of its own: the model has begun a new question by itself.
-_RUN_ON = re.compile(r"^[ \t]*#{2,}[ \t]*(?:Instruction|Input)\b", re.IGNORECASE | re.MULTILINE)
+_RUN_ON = re.compile(r"^### Instruction:[ \t]*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -34,28 +34,36 @@ class Answer:
     end: Literal["end_token", "length", "run_on"]
 
 
-def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends an answer: the tokenizer's, and those of the model's own generation settings."""
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learnt_end: int) -> list[int]:
+    """Every token that ends an answer: the one learnt, the tokenizer's, and those of the model's own settings."""
     told = model.generation_config.eos_token_id
     own = told if isinstance(told, list) else [told]
-    return sorted({token for token in (tokenizer.eos_token_id, *own) if token is not None})
+    return sorted({token for token in (learnt_end, tokenizer.eos_token_id, *own) if token is not None})
 
 
-def generation_options(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, generate: GenerateSection
-) -> dict[str, Any]:
-    """Arguments of `model.generate` for one recipe; greedy unless it samples."""
+def configure_generation(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, generate: GenerateSection, learnt_end: int
+) -> GenerationConfig:
+    """Let a model write by what the recipe says and nothing else, greedily unless it samples.
+
+    Its own penalties and samplers would change the scores unseen; transformers 5.23 takes from them
+    whatever an argument of `generate` leaves open.
+    """
+    from transformers import GenerationConfig
+
     sampling: dict[str, Any] = (
-        {"do_sample": True, "temperature": generate.temperature, "top_p": generate.top_p}
+        {"do_sample": True, "temperature": generate.temperature, "top_p": generate.top_p, "top_k": 0}
         if generate.do_sample
-        else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        else {"do_sample": False}
     )
-    return {
-        "max_new_tokens": generate.max_new_tokens,
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": end_token_ids(model, tokenizer),
+    model.generation_config = GenerationConfig(
+        max_new_tokens=generate.max_new_tokens,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=end_token_ids(model, tokenizer, learnt_end),
         **sampling,
-    }
+    )
+    return model.generation_config
 
 
 @torch.inference_mode()
@@ -65,6 +73,7 @@ def generate_answers(
     prompts: Sequence[Sequence[int]],
     generate: GenerateSection,
     *,
+    learnt_end: int,
     seed: int = 0,
     answered: Collection[int] = (),
 ) -> Iterator[tuple[int, Answer]]:
@@ -78,13 +87,15 @@ def generate_answers(
         tokenizer: of the model, with a padding token.
         prompts: token ids of each prompt, shape (P_i,).
         generate: lengths, batch size and sampling.
+        learnt_end: token that training taught to end an answer with.
         seed: of sampled answers.
-        answered: indices of prompts whose answers are known; a batch of nothing else is passed over.
+        answered: indices of prompts whose answers are known; they are not answered again.
 
     Yields:
         Index of a prompt and its answer, batch by batch.
     """
-    options = generation_options(model, tokenizer, generate)
+    config = configure_generation(model, tokenizer, generate, learnt_end)
+    ends = config.eos_token_id
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     for start in range(0, len(order), generate.batch_size):
         batch = order[start : start + generate.batch_size]
@@ -92,9 +103,10 @@ def generate_answers(
             continue
         torch.manual_seed(seed + start)
         ids, mask = pad_left([prompts[index] for index in batch], tokenizer.pad_token_id)
-        written = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **options)
+        written = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
         for index, tokens in zip(batch, written[:, ids.shape[1] :].tolist(), strict=True):
-            yield index, read_answer(tokens, options["eos_token_id"], tokenizer)
+            if index not in answered:
+                yield index, read_answer(tokens, ends, tokenizer)
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -152,8 +152,9 @@ def verdict(difference: Mapping[str, Any], better: str | None) -> str:
         return "one row, no interval"
     if low <= 0 <= high:
         return "not distinguishable from no difference"
-    if difference["p_value"] > 1 - difference["confidence"]:
-        return f"not shown: by the permutation test chance does as much (p = {difference['p_value']:.2f})"
+    if difference["p_value"] is None or difference["p_value"] > 1 - difference["confidence"]:
+        told = "" if difference["p_value"] is None else f" (p = {difference['p_value']:.2f})"
+        return f"not shown: by the permutation test chance does as much{told}"
     side = "lower" if high < 0 else "higher"
     judged = "" if better is None else " (better)" if side == better else " (worse)"
     return f"{side} than the base's{judged}, beyond the {difference['confidence']:.0%} interval"

@@ -1,4 +1,4 @@
-"""Scores of single answers, without a model: ROUGE, repetition, choices. Intervals are in `intervals`."""
+"""Scores of single answers, without a model: ROUGE, similarity, choices. Intervals are in `intervals`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from evaluate import MetricInfo
 from alpacare_sft.errors import RecipeError
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-REPEATED_FROM = 0.5
 
 
 class Rouge(evaluate.Metric):
@@ -76,13 +75,6 @@ def similarities(answers: Sequence[str], references: Sequence[str]) -> list[floa
     written, expected = (model.embed([text or " " for text in texts], norm=True) for texts in (answers, references))
     cosines = (written * expected).sum(axis=1)
     return [float(cosine) if text else 0.0 for text, cosine in zip(answers, cosines, strict=True)]
-
-
-def repetition(text: str) -> float:
-    """Share of a text's four-word runs that it had before: 0 for none, towards 1 for a loop."""
-    words = text.casefold().split()
-    runs = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 _OPTION = re.compile(r"(?:^|(?<=[\s,;(\[]))\(?([A-Ha-h])[).:]\s*(?=\S)")

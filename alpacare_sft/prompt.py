@@ -52,6 +52,10 @@ class PromptEncoder:
         """Token ids of the answer and its end token, shape (C,)."""
         return self._ids(output) + self._end_ids()
 
+    def end_token_id(self) -> int:
+        """The last token of every whole answer: what the model learns to stop with."""
+        return self._end_ids()[-1]
+
     def encode_row(self, row: Mapping[str, Any], max_length: int) -> dict[str, Any]:
         """One row as the model is trained on it.
 

@@ -15,7 +15,7 @@ from alpacare_sft.asking import ask
 from alpacare_sft.errors import DataError, ModelError, RecipeError, RunError
 from alpacare_sft.evaluation import evaluate
 from alpacare_sft.evaluation.answering import reference_loss
-from alpacare_sft.generation import generate_answers, pad_left, read_answer
+from alpacare_sft.generation import configure_generation, generate_answers, pad_left, read_answer
 from alpacare_sft.model import load_base_model
 from alpacare_sft.prompt import PromptEncoder
 from alpacare_sft.recipe import Recipe, load_recipe
@@ -41,7 +41,7 @@ def test_batch_1_and_batch_8_write_the_same_tokens(make_recipe: Make, tokenizer:
     answers = []
     for size in (1, 8):
         generate = GenerateSection(max_new_tokens=12, batch_size=size)
-        answers.append(dict(generate_answers(model, tokenizer, prompts, generate)))
+        answers.append(dict(generate_answers(model, tokenizer, prompts, generate, learnt_end=1)))
     assert answers[0] == answers[1]
 
 
@@ -62,8 +62,9 @@ def test_reference_loss_is_that_of_the_model_on_the_answer_alone(make_recipe: Ma
         ("The ulna.", True, "The ulna.", "end_token"),
         ("The ulna is", False, "The ulna is", "length"),
         ("The ulna.\n\n### Instruction:\nName more.", False, "The ulna.", "run_on"),
-        ("The ulna.\n## input: 5", True, "The ulna.", "run_on"),
-        ("### Input is a heading\nof mine", True, "", "run_on"),
+        ("### Instruction:\nName more.", True, "", "run_on"),
+        ("Watch:\n### Input/Output chart\nDaily.", True, "Watch:\n### Input/Output chart\nDaily.", "end_token"),
+        ("### Instruction for patients\nRest.", True, "### Instruction for patients\nRest.", "end_token"),
         ("Text\n### Explanation:\nMore.", True, "Text\n### Explanation:\nMore.", "end_token"),
     ],
 )
@@ -73,6 +74,12 @@ def test_how_an_answer_ended_is_told(tokenizer: Any, written: str, ended: bool, 
     answer = read_answer(tokens, [tokenizer.eos_token_id], tokenizer)
     assert (answer.text, answer.end) == (text, end)
     assert answer.num_tokens == len(tokens) - 2 * ended
+
+
+def test_answers_end_with_the_token_that_was_learnt(make_recipe: Make, tokenizer: Any) -> None:
+    model = load_base_model(make_recipe().model, "float32")
+    config = configure_generation(model, tokenizer, GenerateSection(), learnt_end=7)  # a chat template's own end
+    assert config.eos_token_id == [tokenizer.eos_token_id, 7]
 
 
 def test_eval_says_what_is_missing(make_recipe: Make) -> None:
@@ -239,6 +246,63 @@ def test_the_loss_alone_writes_no_answer(trained: Recipe) -> None:
     assert not any("adapter" in row for row in found.predictions)
 
 
+def test_what_was_not_asked_for_is_not_scored_though_it_is_known(trained: Recipe) -> None:
+    evaluate(trained)
+    sheet = trained.output_dir / "eval" / "answers" / "adapter.jsonl"
+    sheet.write_text("".join(sheet.read_text().splitlines(keepends=True)[:-1]))  # stopped before its last answer
+    trained.evaluate.metrics = ["loss"]
+    found = evaluate(trained)
+    assert set(found.scores["metrics"]) == {"loss", "perplexity"}
+    assert not any("adapter" in row for row in found.predictions)
+
+
+def test_a_loss_that_is_no_number_stops_with_its_row(trained: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alpacare_sft.evaluation.answering.reference_loss", lambda *_: float("nan"))
+    with pytest.raises(RunError, match=r"base: the loss on references is nan at number 1.*--train.use_cpu true"):
+        evaluate(trained)
+
+
+def test_a_full_card_keeps_what_was_answered(trained: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("alpacare_sft.evaluation.answering.generate_answers", full)
+    with pytest.raises(RunError, match=r"memory is full.*lower generate.batch_size"):
+        evaluate(trained)
+    assert '"loss"' in (trained.output_dir / "eval" / "answers" / "base.jsonl").read_text()
+
+
+def test_one_copy_of_the_weights_even_where_merging_fails(trained: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gc
+    import weakref
+
+    loaded: list[Any] = []
+
+    def load(*arguments: Any) -> Any:
+        gc.collect()
+        assert [one() for one in loaded if one() is not None] == []
+        model = load_base_model(*arguments)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(MERGED_FROM, 1.1)
+    monkeypatch.setattr("alpacare_sft.evaluation.compared_models.load_base_model", load)
+    evaluate(trained, limit=2)
+    assert len(loaded) == 2
+
+
+def test_a_models_own_penalties_do_not_change_the_answers(trained: Recipe, tiny_model: Path) -> None:
+    before = evaluate(trained, limit=2).predictions
+    shutil.rmtree(trained.output_dir / "eval")
+    own = tiny_model / "generation_config.json"
+    text = own.read_text()
+    own.write_text(json.dumps({**json.loads(text), "repetition_penalty": 5.0, "no_repeat_ngram_size": 1}))
+    try:
+        assert evaluate(trained, limit=2).predictions == before
+    finally:
+        own.write_text(text)
+
+
 def test_a_limit_below_one_is_refused(trained: Recipe) -> None:
     with pytest.raises(RecipeError, match="--limit must be at least 1, got 0"):
         evaluate(trained, limit=0)
@@ -254,7 +318,8 @@ def test_scores_of_a_part_never_stand_for_the_whole(trained: Recipe) -> None:
 def test_other_rows_are_scored_beside_the_split(trained: Recipe, write_rows: Callable[..., Path]) -> None:
     rows = [{"instruction": f"Where is bone {n}?", "input": "", "output": f"In the arm, number {n}."} for n in range(3)]
     found = evaluate(trained, rows=str(write_rows(rows, "others.jsonl")))
-    assert found.folder == trained.output_dir / "eval" / "rows-others"
+    assert found.folder.parent == trained.output_dir / "eval"
+    assert found.folder.name.startswith("rows-others-")
     assert [row["reference"] for row in found.predictions] == [row["output"] for row in rows]
     assert found.scores["rows"] == {"loaded": 3, "kept": 3}
 

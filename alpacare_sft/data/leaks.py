@@ -32,8 +32,8 @@ def find_near_duplicates(splits: Mapping[str, Dataset], constants: Mapping[str, 
         constants: instructions that the recipe filled in; they say nothing about likeness.
 
     Returns:
-        `threshold`, `method`, `test_rows` with at least one near-duplicate, and `pairs`, the most
-        alike first, at most 100.
+        `threshold`, `method`, `test_rows` with at least one near-duplicate, `nearest`, the most alike
+        training row of each of them by id, and `pairs` with their texts, the most alike first, at most 100.
     """
     from datasketch import MinHashLSH
 
@@ -50,10 +50,15 @@ def find_near_duplicates(splits: Mapping[str, Dataset], constants: Mapping[str, 
             if similarity >= THRESHOLD:
                 pairs.append((similarity, place, number))
     pairs.sort(reverse=True)
+    nearest: dict[int, dict[str, Any]] = {}
+    for similarity, place, number in pairs:
+        told = {"test": test[place]["id"], "train": train[number]["id"], "similarity": round(similarity, 4)}
+        nearest.setdefault(place, told)
     return {
         "threshold": THRESHOLD,
         "method": METHOD,
-        "test_rows": len({place for _, place, _ in pairs}),
+        "test_rows": len(nearest),
+        "nearest": list(nearest.values()),
         "pairs": [
             {"similarity": round(similarity, 4), "test": _text(test[place]), "train": _text(train[number])}
             for similarity, place, number in pairs[:_SHOWN_PAIRS]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 
+from alpacare_sft.errors import RunError
 from alpacare_sft.generation import Answer, generate_answers
+from alpacare_sft.run import write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,12 +35,14 @@ class Questions:
         general: encoded rows of no medical content, for the loss alone.
         wants_answers: whether a score needs written answers.
         wants_losses: whether the loss on the references is asked for.
+        learnt_end: token that training taught to end an answer with.
     """
 
     rows: Sequence[Encoded]
     general: Sequence[Encoded]
     wants_answers: bool
     wants_losses: bool
+    learnt_end: int
 
     def fingerprint(self, *told: Any) -> str:
         """Hash of the rows' token ids and of what else decides the answers; the general rows never change."""
@@ -77,12 +83,14 @@ class AnswerSheet:
         lines = whole.split("\n")[:-1]
         first = json.dumps({"fingerprint": fingerprint})
         if not lines or lines[0] != first:
-            path.parent.mkdir(parents=True, exist_ok=True)
             whole, lines = first + "\n", []
-        for line in lines[1:]:
-            sheet._take(json.loads(line))
+        try:
+            for line in lines[1:]:
+                sheet._take(json.loads(line))
+        except (ValueError, TypeError):  # damaged in the middle: asked again from the beginning
+            sheet, whole = cls(path, fingerprint), first + "\n"
         if whole != text:
-            path.write_text(whole, encoding="utf-8")
+            write_text(path, whole)
         return sheet
 
     def lacks(self, questions: Questions) -> bool:
@@ -133,7 +141,7 @@ def fill_sheet(
         who: `base` or `adapter`, for the progress bar.
         merge: how the adapter was joined to the base.
     """
-    with sheet.path.open("a", encoding="utf-8", newline="\n") as file, _progress() as bar:
+    with sheet.path.open("a", encoding="utf-8", newline="\n") as file, _progress() as bar, _told_memory():
         began = time.perf_counter()
 
         def add(line: dict[str, Any]) -> None:
@@ -151,18 +159,24 @@ def fill_sheet(
         ):
             for index in bar.track(range(len(rows)), description=f"{who}: {what}"):
                 if index not in known:
-                    add({name: index, "loss": reference_loss(model, rows[index])})
+                    loss = reference_loss(model, rows[index])
+                    if not math.isfinite(loss):
+                        raise RunError(
+                            f"{who}: the loss on {what} is {loss} at number {index + 1}, so nothing can be said of it. "
+                            "In fp16 a model may overflow: score it on the CPU with --train.use_cpu true."
+                        )
+                    add({name: index, "loss": loss})
         if questions.wants_answers:
             prompts = [row["input_ids"][: row["prompt_tokens"]] for row in questions.rows]
             task = bar.add_task(f"{who}: answers", total=len(prompts), completed=len(sheet.answers))
             known_answers = frozenset(sheet.answers)
             found = generate_answers(
-                model, tokenizer, prompts, recipe.generate, seed=recipe.train["seed"], answered=known_answers
-            )
+                model, tokenizer, prompts, recipe.generate,
+                seed=recipe.train["seed"], answered=known_answers, learnt_end=questions.learnt_end,
+            )  # fmt: skip
             for index, answer in found:
-                if index not in known_answers:
-                    add({"row": index, **asdict(answer)})
-                    bar.advance(task)
+                add({"row": index, **asdict(answer)})
+                bar.advance(task)
 
 
 @torch.inference_mode()
@@ -172,6 +186,16 @@ def reference_loss(model: PreTrainedModel, row: Encoded) -> float:
     count = sum(row["completion_mask"])
     logits = model(input_ids=ids, use_cache=False, logits_to_keep=count + 1).logits[0, :-1].float()
     return float(torch.nn.functional.cross_entropy(logits, ids[0, -count:]))
+
+
+@contextmanager
+def _told_memory() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            "the card's memory is full. What was answered is kept; lower generate.batch_size, then run it again."
+        ) from error
 
 
 def _progress() -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
+import gc
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import hardware
-from alpacare_sft.adapter import attach_adapter, find_adapter, merge_adapter, refuse_other_base
+from alpacare_sft.adapter import adapter_sha256, attach_adapter, find_adapter, merge_adapter, refuse_other_base
 from alpacare_sft.model import load_base_model, load_tokenizer
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class ComparedModels:
 
     def __init__(self, trained: Recipe, recipe: Recipe, run: RunDirectory, adapter: str | None = None) -> None:
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(trained.model)
-        self._section, self._asked = trained.model, adapter
+        self._section, self._asked = dataclasses.replace(trained.model, dtype="auto"), adapter
         self._use_cpu = recipe.train["use_cpu"]
         # The hardware's own, whatever the training used: an adapter made on a card can be scored without one.
         self._dtype = hardware.resolve_precision({"fp16": False, "bf16": None, "use_cpu": self._use_cpu}).dtype
@@ -61,16 +62,24 @@ class ComparedModels:
             The model; and `merged`, with `merge_check` (see `merge_adapter`) where merging was tried.
         """
         if self._section.quantization:  # merging would round the adapter away
-            return attach_adapter(self.base(), self._folder), {"merged": False}
-        merged, check = merge_adapter(attach_adapter(self.base(), self._folder), rows)
+            return self.with_adapter_attached(), {"merged": False}
+        merged, check = merge_adapter(self.with_adapter_attached(), rows)
         if check["same_token_share"] >= MERGED_LIKE_ATTACHED:
             return merged, {"merged": True, "merge_check": check}
         del merged
         self._model = None  # freed before the base is loaded anew
-        return attach_adapter(self.base(), self._folder), {"merged": False, "merge_check": check}
+        gc.collect()
+        return self.with_adapter_attached(), {"merged": False, "merge_check": check}
+
+    def with_adapter_attached(self) -> PreTrainedModel:
+        """The base with its adapter beside the weights: exact in every precision, and slower."""
+        return attach_adapter(self.base(), self._folder)
 
     def describe(self) -> dict[str, Any]:
         """Base, adapter and precision, for a record."""
-        weights = (self._folder / "adapter_model.safetensors").read_bytes()
-        adapter = {"adapter": self._asked or "adapter", "adapter_sha256": hashlib.sha256(weights).hexdigest()}
-        return {**self._identity, **adapter, "precision": self._dtype}
+        return {
+            **self._identity,
+            "adapter": self._asked or "adapter",
+            "adapter_sha256": adapter_sha256(self._folder),
+            "precision": self._dtype,
+        }

@@ -63,7 +63,7 @@ def read_test_split(run: RunDirectory, limit: int | None) -> HeldOutRows:
     if seen := _count_seen(rows, read_rows(run.data / "train.jsonl")):
         raise RunError(f"{seen:,} test questions stand in the training rows. Train again: a draw keeps them apart.")
     found = json.loads((run.data / "report.json").read_text(encoding="utf-8"))["near_duplicates"]
-    return HeldOutRows(rows[:limit], "test rows", _nearest(found["pairs"]), found["threshold"])
+    return HeldOutRows(rows[:limit], "test rows", _nearest(found["nearest"]), found["threshold"])
 
 
 def load_other_rows(path: str, trained: Recipe, run: RunDirectory, limit: int | None) -> HeldOutRows:
@@ -88,7 +88,9 @@ def load_other_rows(path: str, trained: Recipe, run: RunDirectory, limit: int | 
     found = find_near_duplicates({"train": train, "test": cleaned}, section.constants)
     counts = {"loaded": len(loaded), "kept": len(cleaned)}
     rows = [{key: row[key] for key in ("id", "instruction", "input", "output")} for row in cleaned]
-    return HeldOutRows(rows[:limit], f"rows of {Path(path).name}", _nearest(found["pairs"]), found["threshold"], counts)
+    return HeldOutRows(
+        rows[:limit], f"rows of {Path(path).name}", _nearest(found["nearest"]), found["threshold"], counts
+    )
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -108,10 +110,5 @@ def _count_seen(rows: Iterable[Any], train: Iterable[Any]) -> int:
     return sum((row["instruction"], row["input"]) in learnt for row in rows)
 
 
-def _nearest(pairs: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
-    """The most alike training row of each test row; pairs come the most alike first."""
-    near: dict[Any, dict[str, Any]] = {}
-    for pair in pairs:
-        told = {"id": pair["train"]["id"], "split": "train", "similarity": pair["similarity"]}
-        near.setdefault(pair["test"]["id"], told)
-    return near
+def _nearest(found: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+    return {one["test"]: {"id": one["train"], "split": "train", "similarity": one["similarity"]} for one in found}

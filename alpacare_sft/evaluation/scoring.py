@@ -8,24 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from alpacare_sft.data.report import repetition
 from alpacare_sft.intervals import paired_shares, paired_summary, verdict
-from alpacare_sft.metrics import REPEATED_FROM, choice_scores, repetition, rouge_scores, similarities
+from alpacare_sft.metrics import choice_scores, rouge_scores, similarities
 
 if TYPE_CHECKING:
-    from alpacare_sft.evaluation.answering import AnswerSheet
+    from alpacare_sft.evaluation.answering import AnswerSheet, Questions
     from alpacare_sft.recipe.sections import EvaluateSection
 
 # A row's scores: by metric, by model (`base`, `adapter`); a row without a value has no part in the metric.
 RowScores = dict[str, dict[str, list[float | None]]]
+REPEATED_FROM = 0.5
 WHAT_IT_MEASURES = "This is closeness of wording to the references. It does not measure medical correctness."
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a metric is, and which side is the better one (`lower`, `higher`, or None)."""
+    """What a metric is, which side is the better one (`lower`, `higher`, or None), and whether rows score 0 or 1."""
 
     label: str
     better: str | None
+    is_share: bool = False
 
 
 MEANINGS = {
@@ -37,11 +40,13 @@ MEANINGS = {
     "rougeLsum": Meaning("ROUGE-Lsum F-measure", "higher"),
     "similarity": Meaning("cosine of sentence embeddings of answer and reference: likeness of topic", "higher"),
     "length_ratio": Meaning("words of the answer over words of the reference", None),
-    "cut_share": Meaning("share of answers cut at generate.max_new_tokens", "lower"),
-    "run_on_share": Meaning("share of answers that went on with a new question, cut there", "lower"),
-    "empty_share": Meaning("share of empty answers", "lower"),
-    "repeated_share": Meaning("share of answers of which half or more repeats itself", "lower"),
-    "choice_accuracy": Meaning("share of multiple-choice rows with the right option", "higher"),
+    "cut_share": Meaning("share of answers cut at generate.max_new_tokens", "lower", is_share=True),
+    "run_on_share": Meaning("share of answers that went on with a new question, cut there", "lower", is_share=True),
+    "empty_share": Meaning("share of empty answers", "lower", is_share=True),
+    "repeated_share": Meaning("share of answers of which half or more repeats itself", "lower", is_share=True),
+    "choice_accuracy": Meaning(
+        "share of multiple-choice rows with the right option, as far as a pattern can read it", "higher", is_share=True
+    ),
     "general_loss": Meaning("loss on general rows that are not medical (forgetting check)", "lower"),
 }
 
@@ -79,13 +84,14 @@ FINDINGS = {
 
 
 def score_rows(
-    rows: Sequence[Mapping[str, Any]], sheets: Mapping[str, AnswerSheet], wanted: Sequence[str]
+    rows: Sequence[Mapping[str, Any]], sheets: Mapping[str, AnswerSheet], questions: Questions, wanted: Sequence[str]
 ) -> RowScores:
     """Every score of every row.
 
     Args:
         rows: with `instruction`, `input` and `output`, the reference.
-        sheets: filled, by model.
+        sheets: filled, by model; they may hold more than is asked for now.
+        questions: what is asked for.
         wanted: metrics of the recipe, of which `similarity` is asked for here.
 
     Returns:
@@ -93,9 +99,9 @@ def score_rows(
     """
     scores: RowScores = {}
     for who, sheet in sheets.items():
-        if sheet.losses:
+        if questions.wants_losses:
             scores.setdefault("loss", {})[who] = [sheet.losses[row] for row in range(len(rows))]
-        if sheet.answers:
+        if questions.wants_answers:
             for name, values in _score_answers(rows, sheet).items():
                 scores.setdefault(name, {})[who] = values
             if "similarity" in wanted:
@@ -155,7 +161,7 @@ def summarize(
     """One metric's part of `scores.json`."""
     meaning = MEANINGS[name]
     confidence, samples = evaluate.confidence, evaluate.bootstrap_samples
-    if meaning.label.startswith("share"):
+    if meaning.is_share:
         parts = paired_shares(values, confidence, samples)
     else:
         transform = np.exp if name == "perplexity" else None

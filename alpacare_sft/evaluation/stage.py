@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,9 +89,10 @@ def evaluate(
             encode_rows(read_rows(GENERAL_ROWS), encoder) if "forgetting" in recipe.evaluate.metrics else [],
             wants_answers=not {"rouge", "similarity"}.isdisjoint(recipe.evaluate.metrics),
             wants_losses="loss" in recipe.evaluate.metrics,
+            learnt_end=encoder.end_token_id(),
         )
         sheets = _fill_sheets(folder, questions, models, recipe)
-        row_scores = score_rows(asked.rows, sheets, recipe.evaluate.metrics)
+        row_scores = score_rows(asked.rows, sheets, questions, recipe.evaluate.metrics)
         predictions = _predictions(asked, questions, sheets, row_scores, recipe.safety.disclaimer)
         scores = {
             **_summary(asked, questions, sheets, row_scores, recipe),
@@ -133,10 +135,16 @@ def trained_recipe(run: RunDirectory) -> Recipe:
 
 def _folder(run: RunDirectory, limit: int | None, rows: str | None, adapter: str | None) -> Path:
     """Scores of the whole test split with the run's own adapter stand in `eval/`, and nothing else does."""
-    parts = [f"rows-{Path(rows).stem}"] if rows else []
-    parts += [f"adapter-{Path(adapter).name}"] if adapter else []
+    parts = [f"rows-{_short_name(rows)}"] if rows else []
+    parts += [f"adapter-{_short_name(adapter)}"] if adapter else []
     parts += [f"first-{limit}"] if limit else []
     return run.path / "eval" / "-".join(parts) if parts else run.path / "eval"
+
+
+def _short_name(place: str) -> str:
+    """The last part of a path, and of the whole enough to tell it from another of that name."""
+    whole = str(Path(place).resolve()) if Path(place).exists() else place
+    return f"{Path(place).stem}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
 
 
 def _fill_sheets(folder: Path, questions: Questions, models: ComparedModels, recipe: Recipe) -> dict[str, AnswerSheet]:
@@ -149,6 +157,7 @@ def _fill_sheets(folder: Path, questions: Questions, models: ComparedModels, rec
         if sheet.lacks(questions):
             model, merge = (models.base(), {}) if who == "base" else models.with_adapter(questions.rows)
             fill_sheet(sheet, questions, model, models.tokenizer, recipe, who, merge)
+            del model  # the one copy of the weights is `models`' to free
         sheets[who] = sheet
     return sheets
 
@@ -161,7 +170,8 @@ def _summary(
     if questions.general:
         every = range(len(questions.general))
         values = {who: [sheet.general_losses[row] for row in every] for who, sheet in sheets.items()}
-        metrics["general_loss"] = summarize("general_loss", values, recipe.evaluate)
+        weights = [sum(row["completion_mask"]) for row in questions.general]
+        metrics["general_loss"] = summarize("general_loss", values, recipe.evaluate, weights)
     apart = [place for place, row in enumerate(asked.rows) if row["id"] not in asked.near]
     near: dict[str, Any] = {"threshold": asked.threshold, "rows": len(asked.rows) - len(apart)}
     if apart and near["rows"]:
@@ -185,7 +195,7 @@ def _predictions(
     for place, row in enumerate(asked.rows):
         prompt = {"instruction": row["instruction"], "input": row["input"]}
         line: dict[str, Any] = {"id": row["id"], "prompt": prompt, "reference": row["output"]}
-        answers = {who: sheet.answers[place] for who, sheet in sheets.items() if sheet.answers}
+        answers = {who: sheet.answers[place] for who, sheet in sheets.items() if questions.wants_answers}
         for who, answer in answers.items():
             line |= {who: answer.text, f"{who}_end": answer.end, f"{who}_tokens": answer.num_tokens}
         line["reference_tokens"] = sum(questions.rows[place]["completion_mask"])

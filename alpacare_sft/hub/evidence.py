@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alpacare_sft.adapter import adapter_sha256
 from alpacare_sft.run import RunDirectory
 
 WEIGHTS = "adapter_model.safetensors"
@@ -36,18 +36,18 @@ def read_evidence(run: RunDirectory) -> Evidence:
     Scores count if they are of the whole test split and of the very weights that lie there.
     """
     scores = _read(run.path / "eval" / "scores.json")
-    fault = _scores_fault(scores, run.adapter / WEIGHTS)
+    fault = _scores_fault(scores, run.adapter)
     report = _read(run.data / "report.json")
     return Evidence(run.read_record(), report, None if fault else scores, fault)
 
 
-def _scores_fault(scores: dict[str, Any], weights: Path) -> str:
+def _scores_fault(scores: dict[str, Any], adapter: Path) -> str:
     remedy = "Score it: alpacare-sft eval RECIPE"
     if not scores.get("metrics"):
         return f"this adapter was not evaluated. {remedy}"
     if not scores.get("complete"):
         return f"eval/scores.json is not of the whole test split. {remedy}"
-    if (scores.get("model") or {}).get("adapter_sha256") != hashlib.sha256(weights.read_bytes()).hexdigest():
+    if (scores.get("model") or {}).get("adapter_sha256") != adapter_sha256(adapter):
         return f"eval/scores.json is of another adapter. {remedy}"
     return ""
 

@@ -57,10 +57,11 @@ def answer(options: argparse.Namespace) -> dict[str, Any]:
 def _batched(models: Any, rows: Any, recipe: Any, run: Any) -> dict[str, list[str]]:
     from alpacare_sft.generation import generate_answers
 
+    end = models.tokenizer.eos_token_id
     prompts = [row["input_ids"][: row["prompt_tokens"]] for row in rows]
 
     def told(model: Any) -> list[str]:
-        found = dict(generate_answers(model, models.tokenizer, prompts, recipe.generate))
+        found = dict(generate_answers(model, models.tokenizer, prompts, recipe.generate, learnt_end=end))
         return [found[index].text for index in range(len(prompts))]
 
     base = told(models.base())
@@ -71,18 +72,18 @@ def _one_by_one(models: Any, rows: Any, recipe: Any, run: Any) -> dict[str, list
     import torch
     from peft import PeftModel
 
-    from alpacare_sft.generation import generation_options, read_answer
+    from alpacare_sft.generation import configure_generation, read_answer
 
     model = PeftModel.from_pretrained(models.base(), run.adapter).eval()
-    options = generation_options(model, models.tokenizer, recipe.generate)
+    ends = configure_generation(model, models.tokenizer, recipe.generate, models.tokenizer.eos_token_id).eos_token_id
 
     def told() -> list[str]:
         texts = []
         for row in rows:
             ids = torch.tensor([row["input_ids"][: row["prompt_tokens"]]], device=model.device)
-            written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+            written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
             tokens = written[0, ids.shape[1] :].tolist()
-            texts.append(read_answer(tokens, options["eos_token_id"], models.tokenizer).text)
+            texts.append(read_answer(tokens, ends, models.tokenizer).text)
         return texts
 
     with model.disable_adapter():
