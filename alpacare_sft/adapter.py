@@ -94,6 +94,8 @@ def find_adapter(adapter: str) -> Path:
 
     folder = Path(adapter).expanduser()
     if not folder.is_dir():
+        if adapter.startswith((".", "/", "~")) or adapter.count("/") != 1:
+            raise ModelError(f"--adapter: {adapter} is no directory, nor the name of a repository (owner/name).")
         with told_by_cause(adapter, "main", "--adapter"):
             folder = Path(snapshot_download(adapter, allow_patterns=["adapter_*"]))
     if not all((folder / name).exists() for name in ("adapter_config.json", "adapter_model.safetensors")):
@@ -111,12 +113,13 @@ def attach_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
         ModelError: if it does not fit.
     """
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     try:
         attached: PreTrainedModel = PeftModel.from_pretrained(base, folder).eval()
-    except (RuntimeError, ValueError) as error:  # sizes or names of modules that the base does not have
+    except (RuntimeError, ValueError, SafetensorError) as error:  # sizes or modules that do not fit, a damaged file
         first = str(error).strip().splitlines()[0]
-        raise ModelError(f"the adapter in {folder} does not fit this base: {first}") from error
+        raise ModelError(f"the adapter in {folder} is damaged or does not fit this base: {first}") from error
     return attached
 
 
@@ -126,7 +129,11 @@ def refuse_other_base(adapter: str, folder: Path, base_name: str) -> None:
     Raises:
         ModelError: with both names.
     """
-    named = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"--adapter: {folder / 'adapter_config.json'} is damaged: {error}.") from error
+    named = config.get("base_model_name_or_path")
     if named and named != base_name:
         raise ModelError(
             f"--adapter: {adapter} was trained on {named}, the base here is {base_name}. "

@@ -6,14 +6,16 @@ import argparse
 import difflib
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from alpacare_sft import __version__
-from alpacare_sft.errors import AlpacareError, RecipeError, RunError
+from alpacare_sft.errors import AlpacareError, RecipeError, RunError, StoppedError
 
 VERBS = {
     "train": "run a recipe: data, training, adapter; goes on where an unfinished run stopped (the default verb)",
@@ -57,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
             continue
         sub.add_argument("recipe", help="a YAML file, such as recipes/demo.yaml")
         if verb == "ask":
-            sub.add_argument("question", help="the instruction, in quotes")
+            sub.add_argument("question", help="the instruction, in quotes; overrides come after it")
             sub.add_argument("--input", default="", help="the input that belongs to it")
         if verb == "train":
             sub.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in output_dir")
@@ -144,7 +146,9 @@ def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         from alpacare_sft.evaluation import evaluate
         from alpacare_sft.evaluation.scoreboard import show_evaluation
 
-        show_evaluation(evaluate(recipe, limit=options.limit, rows=options.rows, adapter=options.adapter))
+        with stopped_by_signals():
+            found = evaluate(recipe, limit=options.limit, rows=options.rows, adapter=options.adapter)
+        show_evaluation(found)
     elif options.verb == "review":
         from alpacare_sft.review import review_answers
 
@@ -166,6 +170,18 @@ def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
         push(recipe)
     return 0
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into an exit with 75: what was answered is kept."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StoppedError("stopped on request. What was answered is kept; run it again to go on.") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def print_schema(output: Path | None, overrides: Sequence[str]) -> int:

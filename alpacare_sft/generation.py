@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # A heading of the sections prompt on a line of its own: the model has begun a new question by itself.
 _RUN_ON = re.compile(r"^### Instruction:[ \t]*$", re.MULTILINE)
+CUT = " [… cut here by the limit on its length]"
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,6 @@ def begins_anew(text: str) -> bool:
     return _RUN_ON.search(text) is not None
 
 
-def with_notice(text: str, notice: str) -> str:
-    """An answer as a person reads it; what is scored or learnt never passes here."""
-    return f"{text}\n\n{notice}"
+def with_notice(answer: Answer, notice: str) -> str:
+    """An answer as a person reads it, told where our limit cut it; what is scored or learnt never passes here."""
+    return f"{answer.text}{CUT if answer.end == 'length' else ''}\n\n{notice}"

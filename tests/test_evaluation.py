@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,17 @@ import pytest
 import torch
 
 from alpacare_sft.asking import ask
-from alpacare_sft.errors import DataError, ModelError, RecipeError, RunError
+from alpacare_sft.cli import stopped_by_signals
+from alpacare_sft.errors import DataError, ModelError, RecipeError, RunError, StoppedError
 from alpacare_sft.evaluation import evaluate
 from alpacare_sft.evaluation.answering import reference_loss
-from alpacare_sft.generation import configure_generation, generate_answers, pad_left, read_answer
+from alpacare_sft.generation import CUT, configure_generation, generate_answers, pad_left, read_answer
+from alpacare_sft.hub.evidence import read_evidence
 from alpacare_sft.model import load_base_model
 from alpacare_sft.prompt import PromptEncoder
 from alpacare_sft.recipe import Recipe, load_recipe
 from alpacare_sft.recipe.sections import GenerateSection
+from alpacare_sft.run import RunDirectory
 from alpacare_sft.training import train
 
 Make = Callable[..., Recipe]
@@ -149,7 +154,8 @@ def test_nothing_learnt_or_scored_holds_the_notice(trained: Recipe) -> None:
     found = evaluate(trained)
     for row in found.predictions:
         for who in ("base", "adapter"):
-            assert row["display"][who] == f"{row[who]}\n\nNOTICE"
+            cut = CUT if row[f"{who}_end"] == "length" else ""
+            assert row["display"][who] == f"{row[who]}{cut}\n\nNOTICE"
             assert "NOTICE" not in row[who]
     learnt = [path.read_text() for path in (trained.output_dir / "data").glob("*.jsonl")]
     kept = [path.read_text() for path in (found.folder / "answers").glob("*.jsonl")]
@@ -337,8 +343,46 @@ def test_another_adapter_is_scored_and_one_of_another_base_refused(trained: Reci
     (other / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "some/base"}))
     with pytest.raises(ModelError, match=r"was trained on some/base, the base here is"):
         evaluate(trained, adapter=str(other), limit=1)
-    with pytest.raises(ModelError, match=r"--adapter: .*nowhere"):
+    with pytest.raises(ModelError, match=r"--adapter: .*nowhere is no directory"):
         evaluate(trained, adapter=str(tmp_path / "nowhere"), limit=1)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_damaged_adapter_is_told_by_its_file(trained: Recipe, tmp_path: Path, name: str) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(trained.output_dir / "adapter", other)
+    (other / name).write_text("{")
+    with pytest.raises(ModelError, match=r"damaged"):
+        evaluate(trained, adapter=str(other), limit=1)
+
+
+def test_a_damaged_line_is_asked_again(trained: Recipe) -> None:
+    whole = evaluate(trained, limit=2).predictions
+    sheet = trained.output_dir / "eval" / "first-2" / "answers" / "adapter.jsonl"
+    for place in (0, 2):
+        lines = sheet.read_text().splitlines(keepends=True)
+        sheet.write_text("".join([*lines[:place], "garbage\n", *lines[place + 1 :]]))
+        assert evaluate(trained, limit=2).predictions == whole
+
+
+def test_scores_that_were_edited_are_not_on_the_card(trained: Recipe) -> None:
+    found = evaluate(trained)
+    run = RunDirectory(trained.output_dir)
+    assert read_evidence(run).no_scores == ""
+    text = (found.folder / "scores.json").read_text()
+    (found.folder / "scores.json").write_text(text.replace('"n": 6', '"n": 600'))
+    assert "was changed since it was written" in read_evidence(run).no_scores
+
+
+def test_signals_stop_an_evaluation_with_75(trained: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield 0, None
+
+    monkeypatch.setattr("alpacare_sft.evaluation.answering.generate_answers", interrupt)
+    with pytest.raises(StoppedError, match="What was answered is kept"), stopped_by_signals():
+        evaluate(trained, limit=2)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_sampled_answers_are_those_of_the_next_time(trained: Recipe) -> None:

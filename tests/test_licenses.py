@@ -8,6 +8,7 @@ from alpacare_sft.hub.licenses import adapter_license, base_license, data_licens
 from alpacare_sft.recipe.sections import HubSection
 
 LLAMA = "meta-llama/Llama-3.2-1B-Instruct"
+TINY = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
 ALPACARE = "lavita/AlpaCare-MedInstruct-52k"
 BASES = {
     LLAMA: ("llama3.2", "Llama"),
@@ -15,9 +16,22 @@ BASES = {
     "meta-llama/Meta-Llama-3-8B-Instruct": ("llama3", "Llama-3"),
     "somebody/Llama3-Med42-8B": ("llama3", "Llama-3"),
     "unsloth/llama-3.2-3b-bnb-4bit": ("llama3.2", "Llama"),
+    "nvidia/Llama-3_1-Nemotron-70B": ("llama3.1", "Llama"),
+    "meta-llama/Llama-2-7b-chat-hf": ("llama2", ""),
+    "codellama/CodeLlama-7b-hf": ("llama2", ""),
+    "meta-llama/LlamaGuard-7b": ("llama2", ""),
+    "meta-llama/Meta-Llama-Guard-2-8B": ("llama3", "Llama-3"),
+    "meta-llama/Llama-Guard-3-8B": ("llama3.1", "Llama"),
+    "meta-llama/Llama-Guard-3-1B-INT4": ("llama3.2", "Llama"),
+    "meta-llama/Llama-Guard-4-12B": ("llama4", "Llama"),
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": ("llama3.1", "Llama"),
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-70B": ("llama3.3", "Llama"),
     "HuggingFaceTB/SmolLM2-135M-Instruct": ("apache-2.0", ""),
     "openlm-research/open_llama_3b": None,
+    "openlm-research/open_llama_3b_v2": None,
     "somebody/open-llama-3b": None,
+    "somebody/llama-4bit": None,
+    "huggyllama/llama-7b": None,
     "TinyLlama/TinyLlama-1.1B-Chat-v1.0": None,
     "Qwen/Qwen3-0.6B": None,
 }
@@ -55,10 +69,33 @@ FAULTS = {
     "Llama 3": ("meta-llama/Meta-Llama-3-8B", "embedded", {"repo_id": "me/Llama3-x"}, []),
     "Llama 3, no 3": ("meta-llama/Meta-Llama-3-8B", "embedded", {"repo_id": "me/Llama-x"}, ["begin with 'Llama-3'"]),
     "other licence": (LLAMA, ALPACARE, {"license": "mit"}, ["hub.license must be llama3.2 or left out, got 'mit'"]),
+    "Llama 2, any name": ("meta-llama/Llama-2-7b-hf", "embedded", {"repo_id": "me/AlpaCare"}, []),
+    "distilled into Llama": (
+        "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
+        "embedded",
+        {"repo_id": "me/AlpaCare", "license": "mit"},
+        ["must begin with 'Llama'", "hub.license must be llama3.1 or left out, got 'mit'"],
+    ),
+    "a llama of unknown terms": ("me/llama-7b", "embedded", {}, ["hub.license must name the licence of me/llama-7b"]),
+    "TinyLlama": (TINY, "embedded", {}, ["hub.license must name the licence of TinyLlama"]),
+    "TinyLlama as stated": (TINY, "embedded", {"repo_id": "me/x", "license": "apache-2.0"}, []),
+    "Llama as stated": (
+        "me/llama-x",
+        "embedded",
+        {"repo_id": "me/x", "license": "llama3.1"},
+        ["must begin with 'Llama'"],
+    ),
     "no derivatives": ("a/b", "c/d", {"data_license": "cc-by-nd-4.0"}, ["forbids sharing what is made"]),
     "rows of nobody": ("a/b", "c/d", {"include_rows": True}, ["hub.include_rows: true publishes the text of rows"]),
     "rows under a licence": ("a/b", "c/d", {"include_rows": True, "data_license": "cc0-1.0"}, []),
 }
+
+
+def test_the_notice_is_that_of_the_licence_as_named_or_as_stated() -> None:
+    named, stated = base_license("meta-llama/Llama-2-7b-hf"), base_license("me/llama-x", "llama3.1")
+    assert named and named.notice.startswith("Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c)")
+    assert stated and stated.notice.startswith("Llama 3.1 is licensed under the Llama 3.1 Community License")
+    assert base_license(TINY, "apache-2.0") is None
 
 
 @pytest.mark.parametrize("case", FAULTS)

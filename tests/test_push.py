@@ -20,6 +20,9 @@ from alpacare_sft import load_recipe, push, train
 from alpacare_sft.adapter import adapter_sha256
 from alpacare_sft.cli import main
 from alpacare_sft.errors import RecipeError, RunError
+from alpacare_sft.hub.evidence import file_sha256
+from alpacare_sft.hub.files import _recipe_text
+from alpacare_sft.run import RunDirectory
 from tests.conftest import tiny_document
 from tests.hub_server import Repository, serve
 from tests.hub_writing import Account, WritableHub, WritingHandler
@@ -80,6 +83,13 @@ def hub(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         close_session()
 
 
+def save_scores(run: Path, scores: dict[str, Any]) -> None:
+    """Scores as an evaluation leaves them: their hash is in the record."""
+    path = run / "eval" / "scores.json"
+    path.write_text(json.dumps(scores))
+    RunDirectory(run).update_record({"scores_sha256": file_sha256(path)})
+
+
 @pytest.fixture(scope="module")
 def trained(hub: WritableHub, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps on the base from the Hub, with scores of its adapter."""
@@ -92,7 +102,7 @@ def trained(hub: WritableHub, tmp_path_factory: pytest.TempPathFactory) -> Path:
     scores = made_up_scores(predictions)
     scores["model"] |= {"name": BASE, "adapter_sha256": adapter_sha256(folder / "run" / "adapter")}
     (folder / "run" / "eval").mkdir()
-    (folder / "run" / "eval" / "scores.json").write_text(json.dumps(scores))
+    save_scores(folder / "run", scores)
     lines = [json.dumps(row) + "\n" for row in predictions]
     (folder / "run" / "eval" / "predictions.jsonl").write_text("".join(lines))
     (folder / "run" / "eval" / "report.html").write_text("<p>rows</p>")
@@ -187,6 +197,15 @@ def test_the_published_recipe_loads_and_trains_the_same(
         == []
     )
     assert (str(published.output_dir), published.hub.repo_id) == ("runs/run", name_of(words))
+
+
+def test_the_published_recipe_names_no_project_and_no_account(make: Any, tmp_path: Path) -> None:
+    private = {"run_name": "acme-leak", "project": "acme-audit", "trackio_space_id": "acme/space", "report_to": "none"}
+    overrides = [word for key, value in private.items() for word in (f"--train.{key}", value)]
+    text = push(make(*overrides), dry_run=True).card + _recipe_text(make(*overrides))
+    assert "acme" not in text
+    (tmp_path / "recipe.yaml").write_text(_recipe_text(make(*overrides)))
+    assert load_recipe(tmp_path / "recipe.yaml").train["run_name"] != "acme-leak"
 
 
 def test_rows_are_published_when_the_recipe_says_so_and_go_when_it_no_longer_does(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,9 @@ from alpacare_sft.review.sheets import format_csv, safe_cell, whole_cell
 
 NOTICE = "Not medical advice."
 HOSTILE = ["=HYPERLINK(0)", "+1", "-1 and\nmore", "@SUM(1)", "\ttab", "  =1", "'=1", "'quoted'", 'say "no"; a,b', "＝1"]
+_PARTS = ("'", "''", "=x", "-", ";", "\n", "\r\n", "\t", " ", '"', "\u2028", "a", "\ufeff", "\x85", "＝")
+NASTY = ["".join(parts) for count in (1, 2, 3) for parts in itertools.product(_PARTS, repeat=count)]
+NASTY += ["a;=1+1", "list:\n- one\n- two\n\n  - three", "a;'=1;''=2", ";;=x", "\n;\n=x", ' \n=x;""=y', "x;@"]
 Rows = list[dict[str, str]]
 
 
@@ -111,6 +115,21 @@ def test_no_cell_is_a_formula_and_each_is_made_whole_again(text: str) -> None:
     assert safe.lstrip()[:1] not in tuple("=+-@＝＋－＠") or not safe
     assert whole_cell(safe) == text
     assert next(csv.reader(io.StringIO(format_csv([{"x": text}], ["x"]), newline="").readlines()[1:]))[0] == safe
+
+
+def test_no_part_of_a_cell_is_a_formula_where_a_spreadsheet_may_break_it() -> None:
+    signs = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+    for text in NASTY:
+        safe = safe_cell(text)
+        parts = re.split("[;\t\r\n\v\f\x85\u2028\u2029]", safe)
+        assert not any(part.lstrip(' "\ufeff').startswith(signs) for part in parts), text
+        assert whole_cell(safe) == text and whole_cell(whole_cell(safe_cell(safe))) == text
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "\r\n=x", " \n=x", "\v=x", "''=x"])
+def test_a_cell_of_an_earlier_sheet_is_made_whole(text: str) -> None:
+    written = "'" + text if re.match(r"'*(?:\s*[=+\-@＝＋－＠]|[\t\r\n])", text) else text
+    assert whole_cell(written) == text
 
 
 def semicolons(text: str) -> bytes:

@@ -11,7 +11,9 @@ import pytest
 
 from alpacare_sft.review import save_review_sheets, summarize_reviews
 from alpacare_sft.review.reading import read_sheet
+from alpacare_sft.review.sheets import safe_cell
 from tests import test_pages
+from tests.test_review import NASTY
 
 browser = test_pages.browser
 NOTICE = "Not medical advice."
@@ -107,6 +109,12 @@ def test_the_saved_file_is_one_that_the_package_reads(open_page: Callable[..., A
 def test_an_untouched_page_saves_the_sheet_that_the_package_wrote(open_page: Callable[..., Any], folder: Path) -> None:
     saved = save(open_page(), folder).read_bytes().replace(b"\r\n", b"\n")
     assert saved == (folder / "review.csv").read_bytes().replace(b"\r\n", b"\n")
+
+
+def test_the_page_guards_cells_as_the_package_does(open_page: Callable[..., Any]) -> None:
+    safe, whole = open_page().evaluate("(texts) => [texts.map(safe), texts.map((text) => whole(safe(text)))]", NASTY)
+    assert safe == [safe_cell(text) for text in NASTY]
+    assert whole == NASTY
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])

@@ -101,6 +101,15 @@ WRONG = {
     ),
     "LoRA on the head": Wrong(["lora.target_modules must not hold lm_head"], "lora: {target_modules: [lm_head]}"),
     "whole layers": Wrong(["lora.modules_to_save must be empty"], "lora: {modules_to_save: [embed_tokens]}"),
+    "random start that is not saved": Wrong(
+        ["lora.init_lora_weights must not be pissa_niter_", "Use pissa or olora"],
+        'lora: {init_lora_weights: "pissa_niter_[number of iters]"}',
+    ),
+    "random start with its number": Wrong(
+        ["lora.init_lora_weights must be true or false or one of", "'pissa_niter_4'"],
+        "lora: {init_lora_weights: pissa_niter_4}",
+    ),
+    "LoftQ": Wrong(["lora.init_lora_weights must not be loftq"], "lora: {init_lora_weights: loftq}"),
     "short name of alpha": Wrong(["lora.alpha", "Use lora.lora_alpha"], "lora: {alpha: 32}"),
     # upstream's old names
     "warmup_ratio": Wrong(["train.warmup_ratio", "Use train.warmup_steps"], "train: {warmup_ratio: 0.1}"),
@@ -130,6 +139,9 @@ WRONG = {
         ["train.resume_from_checkpoint", "resume: auto"], "train: {resume_from_checkpoint: x}"
     ),
     "lora.task_type": Wrong(["lora.task_type is not taken here", "CAUSAL_LM"], "lora: {task_type: CAUSAL_LM}"),
+    "lora.loftq_config": Wrong(
+        ["lora.loftq_config is not taken here", "quantization: nf4"], "lora: {loftq_config: {loftq_bits: 4}}"
+    ),
     # across keys
     "best checkpoint never saved": Wrong(
         ["train.save_steps must be a multiple of train.eval_steps", "got 100 and 30"],

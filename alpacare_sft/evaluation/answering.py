@@ -16,6 +16,7 @@ import torch
 
 from alpacare_sft.errors import RunError
 from alpacare_sft.generation import Answer, generate_answers
+from alpacare_sft.recording import say
 from alpacare_sft.run import write_text
 
 if TYPE_CHECKING:
@@ -141,7 +142,10 @@ def fill_sheet(
         who: `base` or `adapter`, for the progress bar.
         merge: how the adapter was joined to the base.
     """
+    references = questions.rows if questions.wants_losses else []
+    num_answers = len(questions.rows) if questions.wants_answers else 0
     with sheet.path.open("a", encoding="utf-8", newline="\n") as file, _progress() as bar, _told_memory():
+        say(f"{who}: {len(references)} references, {len(questions.general)} general rows, {num_answers} answers")
         began = time.perf_counter()
 
         def add(line: dict[str, Any]) -> None:
@@ -152,7 +156,6 @@ def fill_sheet(
 
         if merge:
             add({"merge": merge})
-        references = questions.rows if questions.wants_losses else []
         for name, what, rows, known in (
             ("row", "references", references, sheet.losses),
             ("general", "general rows", questions.general, sheet.general_losses),

@@ -75,7 +75,10 @@ def load_other_rows(path: str, trained: Recipe, run: RunDirectory, limit: int | 
     from datasets import Dataset
 
     section = dataclasses.replace(trained.data, path=path, revision=None)
-    loaded, _ = load_rows(section)
+    try:
+        loaded, _ = load_rows(section)
+    except DataError as error:  # told of the recipe's keys
+        raise DataError(f"--rows {path}, read by the run's section data: {error}") from error
     cleaned, _ = clean_rows(loaded, section.clean, None)
     if len(cleaned) == 0:
         raise DataError(f"--rows {path}: no row of {len(loaded):,} is left after cleaning. Check its columns.")

@@ -25,6 +25,7 @@ from alpacare_sft.evaluation.scoring import RowScores, score_rows, summarize, su
 from alpacare_sft.evaluation_report import save_evaluation_report
 from alpacare_sft.generation import with_notice
 from alpacare_sft.hub.card import save_card
+from alpacare_sft.hub.evidence import file_sha256
 from alpacare_sft.intervals import SCOPE
 from alpacare_sft.prompt import PromptEncoder
 from alpacare_sft.recipe.writing import read_resolved, recipe_sha256
@@ -112,6 +113,7 @@ def evaluate(
         }
         _save(folder, scores, predictions, recipe)
         if scores["complete"]:
+            run.update_record({"scores_sha256": file_sha256(folder / "scores.json")})
             save_card(run, dataclasses.replace(trained, hub=recipe.hub, safety=recipe.safety, generate=recipe.generate))
             if questions.wants_answers:
                 save_review_sheets(folder, predictions, seed=recipe.train["seed"], notice=recipe.safety.disclaimer)
@@ -199,7 +201,7 @@ def _predictions(
         for who, answer in answers.items():
             line |= {who: answer.text, f"{who}_end": answer.end, f"{who}_tokens": answer.num_tokens}
         line["reference_tokens"] = sum(questions.rows[place]["completion_mask"])
-        line["display"] = {who: with_notice(answer.text, notice) for who, answer in answers.items()}
+        line["display"] = {who: with_notice(answer, notice) for who, answer in answers.items()}
         of_row = {
             name: {who: values[place] for who, values in sides.items() if values[place] is not None}
             for name, sides in row_scores.items()

@@ -73,7 +73,7 @@ def format_card(recipe: Recipe, evidence: Evidence) -> str:
         base=base,
         base_link=_link(base["name"]),
         repacked=base["name"] == EMBEDDED_NAME and recipe.model.model_name_or_path == EMBEDDED,
-        base_license=base_license(base["name"]),
+        base_license=base_license(base["name"], recipe.hub.license),
         license=adapter_license(base["name"], recipe.hub),
         rows_from=_source(recipe),
         dataset=hub_dataset(recipe.data.path),

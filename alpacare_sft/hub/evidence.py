@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +37,17 @@ def read_evidence(run: RunDirectory) -> Evidence:
     Scores count if they are of the whole test split and of the very weights that lie there.
     """
     scores = _read(run.path / "eval" / "scores.json")
+    recorded = run.read_record().get("scores_sha256")
     fault = _scores_fault(scores, run.adapter)
+    if not fault and file_sha256(run.path / "eval" / "scores.json") != recorded:
+        fault = "eval/scores.json was changed since it was written. Score again: alpacare-sft eval RECIPE"
     report = _read(run.data / "report.json")
     return Evidence(run.read_record(), report, None if fault else scores, fault)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _scores_fault(scores: dict[str, Any], adapter: Path) -> str:

@@ -69,6 +69,8 @@ _REASONS = {
     "eval": "text of rows (hub.include_rows publishes eval/report.html and eval/predictions.jsonl)",
     "training.html": "the card has its numbers",
 }
+# Keys of `train` that name projects, accounts and servers of whoever trained; none alters the adapter.
+_PRIVATE = re.compile(r"run_name|project|report_to|(trackio|hub)_.*")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
 _PLACE = re.compile(r"(/|~|\.{1,2}[/\\]|[A-Za-z]:[\\/]|\\\\).*")
 
@@ -113,7 +115,7 @@ def collect_files(
     check_weights(run.adapter / WEIGHTS)
     base = without_places(evidence.record["base_model"])
     evidence = dataclasses.replace(evidence, record={**evidence.record, "base_model": base})
-    known = base_license(evidence.record["base_model"]["name"])
+    known = base_license(evidence.record["base_model"]["name"], recipe.hub.license)
     files: dict[str, bytes | Path] = {
         "README.md": format_card(recipe, evidence).encode(),
         "adapter_config.json": _adapter_config(run, evidence.record),
@@ -185,6 +187,7 @@ def _recipe_text(recipe: Recipe) -> str:
     document: dict[str, Any] = recipe_document(recipe)
     for section in ("model", "lora", "train"):
         document[section] = without_places(document[section])
+    document["train"] = {key: value for key, value in document["train"].items() if not _PRIVATE.fullmatch(key)}
     path = recipe.data.path
     if not hub_dataset(path):
         names = [

@@ -15,8 +15,21 @@ if TYPE_CHECKING:
     from alpacare_sft.recipe.sections import HubSection
 
 _META = "Copyright © Meta Platforms, Inc. All Rights Reserved."
-# Llama with the version of a licence in the name; `open_llama_3b` and `TinyLlama-1.1B` are models of others.
-_LLAMA = re.compile(r"llama-?(3\.[123]|3|4)(?![\d.]|b\b)", re.IGNORECASE)
+# Llama with the version of a licence in the name; a size (`llama-3b`) and `4bit` are none.
+_LLAMA = re.compile(r"llama[-_]?(2|3[._][123]|3|4)(?![\d.]|b(?:it)?(?![a-z]))", re.IGNORECASE)
+_NOT_OF_META = re.compile(r"(?:tiny|open)[-_]?llama", re.IGNORECASE)
+# Families whose number is not that of the licence, each with the version that its model card names.
+_FAMILIES = {
+    r"code-?llama": "2",
+    r"llama-?guard-7b": "2",
+    r"llama-?guard-2": "3",
+    r"llama-?guard-3-(?:1b|11b)": "3.2",
+    r"llama-?guard-3": "3.1",
+    r"llama-?guard-4": "4",
+    r"deepseek-r1-distill-llama-8b": "3.1",
+    r"deepseek-r1-distill-llama-70b": "3.3",
+}
+_LLAMA_ID = re.compile(r"llama(2|3\.[123]|3|4)")
 
 
 @dataclass(frozen=True)
@@ -66,14 +79,35 @@ KNOWN_DATA = {
 }
 
 
-def base_license(name: str) -> BaseLicense | None:
-    """The licence of a base model by its name on the Hub, or None where it is not known here."""
+def base_license(name: str, stated: str | None = None) -> BaseLicense | None:
+    """The licence of a base model, or None where it is not known here.
+
+    Args:
+        name: of the base on the Hub.
+        stated: `hub.license`; where the name does not tell the version of Llama's licence, this may.
+    """
     if name == EMBEDDED_NAME:
         return BaseLicense("apache-2.0", "Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0")
-    found = _LLAMA.search(name)
-    if found is None:
+    version = _llama_version(name)
+    if version is None and (told := _LLAMA_ID.fullmatch(stated or "")):
+        version = told[1]
+    return None if version is None else _llama_license(version)
+
+
+def _llama_version(name: str) -> str | None:
+    if _NOT_OF_META.search(name):
         return None
-    version = found[1]
+    for family, version in _FAMILIES.items():
+        if re.search(family, name, re.IGNORECASE):
+            return version
+    found = _LLAMA.search(name)
+    return found[1].replace("_", ".") if found else None
+
+
+def _llama_license(version: str) -> BaseLicense:
+    if version == "2":  # asks for the notice, and for no name
+        notice = f"Llama 2 is licensed under the LLAMA 2 Community License, {_META.replace('©', '(c)')}"
+        return BaseLicense("llama2", "Llama 2 Community License", "https://ai.meta.com/llama/license/", notice=notice)
     full = "Meta Llama 3" if version == "3" else f"Llama {version}"
     title = f"{full} Community License"
     return BaseLicense(
@@ -114,7 +148,7 @@ def hub_dataset(path: str | Sequence[str]) -> str | None:
 
 def license_faults(base: str, path: str | Sequence[str], hub: HubSection) -> Iterator[str]:
     """What the licences forbid about a publication, each with its remedy."""
-    known = base_license(base)
+    known = base_license(base, hub.license)
     name = (hub.repo_id or "").rpartition("/")[2]
     begins = known is not None and name.replace("-", "").startswith(known.name_prefix.replace("-", ""))
     if known and name and not begins:
@@ -126,6 +160,12 @@ def license_faults(base: str, path: str | Sequence[str], hub: HubSection) -> Ite
         yield (
             f"hub.license must be {known.id} or left out, got {hub.license!r}: an adapter of {base} stands under the "
             f"{known.title} ({known.page})."
+        )
+    if known is None and not hub.license and "llama" in base.lower():
+        yield (
+            f"hub.license must name the licence of {base}, got nothing: its name holds llama and does not tell whether "
+            "Meta's terms hold. Read the licence on its page at the Hub and state it, such as --hub.license llama3.1 "
+            "or apache-2.0."
         )
     rows = data_license(path, hub)
     if rows.id and "-nd" in rows.id.lower():

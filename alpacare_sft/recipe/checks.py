@@ -87,9 +87,9 @@ REFUSED = {
         "logging_nan_inf_filter": "A loss that is not finite stops the run; leave it out",
         "include_num_input_tokens_seen": "Tokens are always counted; leave it out",
         "disable_tqdm": "The progress bar shows itself on a terminal only; leave it out",
-        "loftq_config": "Leave it out",
     },
     "lora": {
+        "loftq_config": "Leave it out; for a 4-bit base use model.quantization: nf4",
         "task_type": "It is CAUSAL_LM; leave it out",
         "base_model_name_or_path": "Use model.model_name_or_path",
         "revision": "Use model.model_revision",
@@ -178,6 +178,13 @@ def bound_faults(train: Mapping[str, Any], lora: Mapping[str, Any]) -> Iterator[
         yield f"lora.r must be at least 1, got {lora['r']}."
     if lora["lora_alpha"] is not None and lora["lora_alpha"] <= 0:
         yield f"lora.lora_alpha must be more than 0, got {lora['lora_alpha']}."
+    if str(lora["init_lora_weights"]).startswith("pissa_niter"):
+        yield (
+            f"lora.init_lora_weights must not be {lora['init_lora_weights']}: it draws at random and changes the base, "
+            "so that the saved adapter does not load back as it was trained. Use pissa or olora, which are exact."
+        )
+    if lora["init_lora_weights"] == "loftq":
+        yield "lora.init_lora_weights must not be loftq: it needs lora.loftq_config, which is not taken. Use pissa."
     if not 0 <= lora["lora_dropout"] < 1:
         yield f"lora.lora_dropout must be at least 0 and below 1, got {lora['lora_dropout']:g}."
 

@@ -22,8 +22,14 @@ FLAG = "could_harm"
 TEXTS = ("id", "instruction", "input")
 KEY_FILE = "review_key.json"
 
-# What a spreadsheet may take for a formula: OWASP's list (CSV injection), white space before it and wide forms too.
-_FORMULA = re.compile(r"'*(?:\s*[=+\-@＝＋－＠]|[\t\r\n])")
+# What a spreadsheet may take for a formula: OWASP's list (CSV injection), wide forms too, after white space or quotes.
+# One that splits at `;`, or does not heed quotes, begins a cell after each of these marks. review.html has the same.
+_BREAK = r"\t\r\n\v\f\x85\u2028\u2029"
+_BLANK = rf"(?:[^\S{_BREAK}]|[\"\ufeff])*"
+_SIGN = "[=+\\-@＝＋－＠]"
+_FORMULA = re.compile(rf"'*{_BLANK}(?:{_SIGN}|[{_BREAK}])")
+_INNER = re.compile(rf"([;{_BREAK}])(?='*{_BLANK}{_SIGN})")
+_INNER_SAFE = re.compile(rf"([;{_BREAK}])'(?='*{_BLANK}{_SIGN})")
 
 
 def save_review_sheets(folder: Path, predictions: Sequence[Mapping[str, Any]], *, seed: int, notice: str) -> None:
@@ -153,10 +159,12 @@ def format_csv(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> str
 
 
 def safe_cell(text: str) -> str:
-    """Text with an apostrophe before it where a spreadsheet would take it for a formula."""
+    """Text with an apostrophe wherever a spreadsheet would take what follows for a formula."""
+    text = _INNER.sub(r"\1'", text)
     return "'" + text if _FORMULA.match(text) else text
 
 
 def whole_cell(text: str) -> str:
     """What `safe_cell` was given."""
+    text = _INNER_SAFE.sub(r"\1", text)
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
