@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.errors import ModelError, RunError
 from alpacare_sft.model import told_by_cause
-from alpacare_sft.run import new_directory
+from alpacare_sft.run import WEIGHTS, new_directory
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from alpacare_sft.trainer import AnswerSFTTrainer
+
+CONFIG = "adapter_config.json"
+CHECKED_ROWS = 4
+CHECKED_TOKENS = 64
 
 
 def check_adapter(model: nn.Module) -> dict[str, int]:
@@ -62,7 +66,7 @@ def save_adapter(trainer: AnswerSFTTrainer, target: Path, identity: Mapping[str,
         model.save_pretrained(folder, save_embedding_layers=False)
         trainer.processing_class.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # upstream's empty card
-        written = load_file(folder / "adapter_model.safetensors")
+        written = load_file(folder / WEIGHTS)
         memory = get_peft_model_state_dict(model, save_embedding_layers=False)
         same = [name for name, value in written.items() if name in memory and torch.equal(value, memory[name].cpu())]
         if not len(same) == len(written) == len(memory):
@@ -72,14 +76,10 @@ def save_adapter(trainer: AnswerSFTTrainer, target: Path, identity: Mapping[str,
             raise RunError("the adapter learnt nothing: every lora_B is zero. Check train.learning_rate.")
 
 
-CHECKED_ROWS = 4
-CHECKED_TOKENS = 64
-
-
 def adapter_sha256(folder: Path) -> str:
     """Hash of an adapter: its weights, and its config, which says how strongly they count."""
     found = hashlib.sha256()
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    for name in (CONFIG, WEIGHTS):
         found.update((folder / name).read_bytes())
     return found.hexdigest()
 
@@ -98,9 +98,9 @@ def find_adapter(adapter: str) -> Path:
             raise ModelError(f"--adapter: {adapter} is no directory, nor the name of a repository (owner/name).")
         with told_by_cause(adapter, "main", "--adapter"):
             folder = Path(snapshot_download(adapter, allow_patterns=["adapter_*"]))
-    if not all((folder / name).exists() for name in ("adapter_config.json", "adapter_model.safetensors")):
+    if not all((folder / name).exists() for name in (CONFIG, WEIGHTS)):
         raise ModelError(
-            f"--adapter: {adapter} must hold adapter_config.json and adapter_model.safetensors. Name the directory "
+            f"--adapter: {adapter} must hold {CONFIG} and {WEIGHTS}. Name the directory "
             "that a training wrote, or a repository made of one."
         )
     return folder
@@ -130,9 +130,9 @@ def refuse_other_base(adapter: str, folder: Path, base_name: str) -> None:
         ModelError: with both names.
     """
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelError(f"--adapter: {folder / 'adapter_config.json'} is damaged: {error}.") from error
+        raise ModelError(f"--adapter: {folder / CONFIG} is damaged: {error}.") from error
     named = config.get("base_model_name_or_path")
     if named and named != base_name:
         raise ModelError(
@@ -146,7 +146,7 @@ def merge_adapter(attached: Any, rows: Sequence[Mapping[str, Any]]) -> tuple[Pre
 
     Args:
         attached: base with the adapter around it, unquantized.
-        rows: encoded rows; the first few are read by both.
+        rows: encoded rows, at least one; the first few are read by both.
 
     Returns:
         The plain model, and what was compared: `positions`, `same_token_share`, the share of them whose
@@ -162,8 +162,8 @@ def merge_adapter(attached: Any, rows: Sequence[Mapping[str, Any]]) -> tuple[Pre
         same += int((after.argmax(-1) == logits.argmax(-1)).sum())
         positions += len(after)
         largest = max(largest, float((after - logits).abs().max()))
-    share = same / positions if positions else 1.0
-    return merged, {"positions": positions, "same_token_share": share, "largest_logit_difference": largest}
+    found = {"positions": positions, "same_token_share": same / positions, "largest_logit_difference": largest}
+    return merged, found
 
 
 def _answer_logits(model: Any, row: Mapping[str, Any]) -> Tensor:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from alpacare_sft.errors import RunError
-from alpacare_sft.run import write_json
+from alpacare_sft.run import WEIGHTS, write_json
 
 # The Trainer writes these in this order, the state last; a kill in between leaves a part of them.
-_TENSORS = "adapter_model.safetensors"
 _ARCHIVES = ("optimizer.pt", "scheduler.pt")
 _STATE = "trainer_state.json"
 
@@ -88,12 +87,12 @@ def checkpoint_fault(path: Path) -> str | None:
     except (ValueError, KeyError, TypeError):
         return f"{_STATE} cannot be read"
     try:
-        with safe_open(path / _TENSORS, framework="numpy") as file:
+        with safe_open(path / WEIGHTS, framework="numpy") as file:
             file.keys()
     except FileNotFoundError:
-        return f"{_TENSORS} is missing"
+        return f"{WEIGHTS} is missing"
     except (SafetensorError, OSError):
-        return f"{_TENSORS} is cut short"
+        return f"{WEIGHTS} is cut short"
     rng = sorted(path.glob("rng_state*.pth"))
     if not rng:
         return "rng_state.pth is missing"

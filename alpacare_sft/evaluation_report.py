@@ -206,4 +206,4 @@ def _command(scores: Mapping[str, Any]) -> str:
     for section, keys in REPEATED.items():
         for key, value in _flatten({key: (scores.get(section) or {}).get(key) for key in keys}):
             words.append(f"--{section}.{key} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}")
-    return scores.get("command") or " ".join(words)
+    return " ".join(words)

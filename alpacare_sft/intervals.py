@@ -47,9 +47,10 @@ def paired_summary(
     """
     columns = {name: np.asarray(values, dtype=float) for name, values in scores.items()}
     share = np.ones(len(columns["adapter"])) if weights is None else np.asarray(weights, dtype=float)
-    mean = partial(_weighted_mean, transform=transform or (lambda value: value))
+    mean = partial(_weighted_mean, transform=transform)
     statistics: dict[str, Callable[[Any], Any]] = {
-        name: partial(_mean_of_rows, values, share, mean) for name, values in columns.items()
+        name: lambda rows, values=values: mean(values[rows], share[rows])  # type: ignore[misc]
+        for name, values in columns.items()
     }
     if "base" in columns:
         of_adapter, of_base = statistics["adapter"], statistics["base"]
@@ -77,8 +78,7 @@ def paired_shares(scores: Mapping[str, Sequence[float]], confidence: float, samp
     count = len(columns["adapter"])
     found: dict[str, Any] = {}
     for name, values in columns.items():
-        bounds = stats.binomtest(int(values.sum()), count).proportion_ci(confidence, method="exact")
-        found[name] = _told(values.mean(), bounds.low, bounds.high, confidence)
+        found[name] = exact_share(int(values.sum()), count, confidence)
     if "base" in columns:
         change = columns["adapter"] - columns["base"]
         gained, lost = (change > 0).sum() + 0.5, (change < 0).sum() + 0.5
@@ -86,21 +86,30 @@ def paired_shares(scores: Mapping[str, Sequence[float]], confidence: float, samp
         error = np.sqrt(gained + lost - (gained - lost) ** 2 / (count + 2)) / (count + 2)
         reach = stats.norm.ppf(0.5 + confidence / 2) * error
         found["difference"] = _told(change.mean(), max(-1, centre - reach), min(1, centre + reach), confidence)
-        mean = partial(_weighted_mean, transform=lambda value: value)
-        found["difference"]["p_value"] = _p_value(columns["adapter"], columns["base"], np.ones(count), mean, samples)
+        even = np.ones(count)
+        found["difference"]["p_value"] = _p_value(columns["adapter"], columns["base"], even, _weighted_mean, samples)
     return found
+
+
+def exact_share(hits: int, count: int, confidence: float) -> dict[str, float | None]:
+    """Share of rows that have something, with its exact interval; see `paired_shares` for the source."""
+    bounds = stats.binomtest(hits, count).proportion_ci(confidence, method="exact")
+    return _told(hits / count, bounds.low, bounds.high, confidence)
+
+
+def format_interval(part: Mapping[str, Any], form: str) -> str:
+    """`mean [low, high]`, each in a format such as `+.3f`; the mean alone where there is no interval."""
+    mean = f"{part['mean']:{form}}"
+    return mean if part["low"] is None else f"{mean} [{part['low']:{form}}, {part['high']:{form}}]"
 
 
 def _told(mean: Any, low: Any, high: Any, confidence: float) -> dict[str, float | None]:
     return {"mean": float(mean), "low": float(low), "high": float(high), "confidence": confidence}
 
 
-def _weighted_mean(values: Any, share: Any, transform: Callable[[Any], Any]) -> Any:
-    return transform((values * share).sum(-1) / share.sum(-1))
-
-
-def _mean_of_rows(values: Any, share: Any, mean: Callable[[Any, Any], Any], rows: Any) -> Any:
-    return mean(values[rows], share[rows])
+def _weighted_mean(values: Any, share: Any, transform: Callable[[Any], Any] | None = None) -> Any:
+    mean = (values * share).sum(-1) / share.sum(-1)
+    return mean if transform is None else transform(mean)
 
 
 def _interval(

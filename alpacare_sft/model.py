@@ -160,7 +160,7 @@ def told_by_cause(name: str, revision: str | None, key: str = "model.model_name_
     try:
         yield
     except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError) or not (isinstance(error, told) or _is_of_http(error)):
+        if isinstance(error, torch.OutOfMemoryError) or not (isinstance(error, told) or is_of_http(error)):
             raise
         raise ModelError(f"{key}: {_loading_fault(name, revision, error)}") from error
 
@@ -169,7 +169,7 @@ def _loading_fault(name: str, revision: str | None, error: BaseException) -> str
     from huggingface_hub import errors as hub
 
     page = f"https://huggingface.co/{name}"
-    causes = list(_causes(error))
+    causes = list(causes_of(error))
 
     def caused_by(*kinds: type[BaseException]) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)
@@ -204,13 +204,13 @@ def _loading_fault(name: str, revision: str | None, error: BaseException) -> str
 
 def request_fault(name: str, page: str, error: BaseException) -> str | None:
     """Why a request to the Hub failed, with its remedy, or None if another thing did."""
-    causes = list(_causes(error))
+    causes = list(causes_of(error))
     status = _status(causes)
     if status == 401:
         return "the Hub does not know this token. Renew it: `hf auth login` (https://huggingface.co/settings/tokens)."
     if status not in (None, 404):
         return f"{name} cannot be had, the Hub answered {status}. Check {page} and the token, or try again later."
-    broken = [cause for cause in causes if _is_of_http(cause)]
+    broken = [cause for cause in causes if is_of_http(cause)]
     if status is None and broken:
         return f"the download of {name} broke off ({broken[0]}). Run it again."
     return None
@@ -223,13 +223,14 @@ def _status(causes: Iterable[BaseException]) -> int | None:
     return next((cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError)), None)
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from, the newest first."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-def _is_of_http(error: BaseException) -> bool:
+def is_of_http(error: BaseException) -> bool:
     """Whether the HTTP library raised it; `huggingface_hub` calls it httpx or, since 2, httpx2."""
     return type(error).__module__.startswith("httpx")
 

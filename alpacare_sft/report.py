@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alpacare_sft.pictures import Numbers, draw_funnel, draw_lengths, draw_losses, draw_rates, picture, points
-from alpacare_sft.run import write_text
+from alpacare_sft.run import last_name, write_text
 
 STEPS = {
     "drop_missing": ("Incomplete rows", "Rows without an instruction or without an answer are dropped."),
@@ -120,7 +120,7 @@ def drop_place(name: Any) -> Any:
     """A folder's own name for one on this disk; a name on the Hub, and what is missing, as it is."""
     if not isinstance(name, str) or not (name.startswith(("/", "~", ".")) or "\\" in name):
         return name
-    return name.replace("\\", "/").rstrip("/").split("/")[-1]
+    return last_name(name)
 
 
 def _best_step(record: Numbers, history: Sequence[Numbers]) -> tuple[int, float] | None:

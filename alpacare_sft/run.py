@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from typing import Any
 from alpacare_sft.errors import RunError
 
 _SCRATCH = re.compile(r"\.(adapter|data|eval|\.?[a-z_]+\.(json|jsonl|yaml|html|csv))\.([a-z0-9_]{8}|old)")
+WEIGHTS = "adapter_model.safetensors"  # as PEFT names an adapter's
 LOCK_REMEDY = "Wait for it, stop it, or choose another output_dir"
 
 
@@ -41,6 +43,16 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def last_name(path: str) -> str:
+    """A path, of this system or another, without its folders."""
+    return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -104,7 +116,7 @@ class RunDirectory:
 
     def has_adapter(self) -> bool:
         """Whether a trained adapter is here."""
-        return (self.adapter / "adapter_model.safetensors").exists()
+        return (self.adapter / WEIGHTS).exists()
 
     def holds_work(self) -> bool:
         """Whether there is something that beginning anew would lose: a checkpoint or an adapter."""

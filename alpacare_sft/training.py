@@ -21,7 +21,7 @@ from alpacare_sft.hub.card import save_card
 from alpacare_sft.model import base_identity, load_base_model, load_tokenizer
 from alpacare_sft.recording import effective_batch_size, is_main_process, recorded, say, summarize_training
 from alpacare_sft.report import save_training_report
-from alpacare_sft.run import RunDirectory, check_free_disk
+from alpacare_sft.run import WEIGHTS, RunDirectory, check_free_disk
 from alpacare_sft.upstream import check_config, check_launcher
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _restore_ended(trainer: AnswerSFTTrainer, checkpoint: Checkpoint) -> None:
     trainer.state = TrainerState.load_from_json(str(checkpoint.path / "trainer_state.json"))
     trainer._load_callback_state()
     source = checkpoint.best() if trainer.args.load_best_model_at_end else checkpoint.path
-    set_peft_model_state_dict(trainer.model, load_file(source / "adapter_model.safetensors"))
+    set_peft_model_state_dict(trainer.model, load_file(source / WEIGHTS))
 
 
 def _farewell(run: RunDirectory, record: Mapping[str, Any]) -> str:

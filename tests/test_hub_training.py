@@ -10,7 +10,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -207,14 +207,19 @@ def save_llama_look_alike(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(CONFIG))
 
 
+def make_repositories(tmp_path_factory: pytest.TempPathFactory, rows: Iterable[Any]) -> list[Repository]:
+    """The reference's base model, gated, and its data set; without the genuine vocabulary the tests skip."""
+    pytest.importorskip("llama_models", reason="the genuine vocabulary: pip install --no-deps llama-models==0.3.0")
+    model, data = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("rows")
+    save_llama_look_alike(model)
+    (data / "README.md").write_text(CARD)
+    (data / "MedInstruct-52k.json").write_text(json.dumps(list(rows), ensure_ascii=False, indent=1))
+    return [Repository(MODEL, model, gated=True), Repository(ROWS, data, kind="datasets")]
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    pytest.importorskip("llama_models", reason="the genuine vocabulary: pip install --no-deps llama-models==0.3.0")
-    model, rows = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("rows")
-    save_llama_look_alike(model)
-    (rows / "README.md").write_text(CARD)
-    (rows / "MedInstruct-52k.json").write_text(json.dumps(list(medical_rows()), ensure_ascii=False, indent=1))
-    repositories = [Repository(MODEL, model, gated=True), Repository(ROWS, rows, kind="datasets")]
+    repositories = make_repositories(tmp_path_factory, medical_rows())
     with serve(Hub(repositories, tokens={TOKEN: True})) as hub:
         yield hub
 

@@ -20,9 +20,8 @@ from alpacare_sft import load_recipe, push, train
 from alpacare_sft.adapter import adapter_sha256
 from alpacare_sft.cli import main
 from alpacare_sft.errors import RecipeError, RunError
-from alpacare_sft.hub.evidence import file_sha256
 from alpacare_sft.hub.files import _recipe_text
-from alpacare_sft.run import RunDirectory
+from alpacare_sft.run import RunDirectory, file_sha256
 from tests.conftest import tiny_document
 from tests.hub_server import Repository, serve
 from tests.hub_writing import Account, WritableHub, WritingHandler

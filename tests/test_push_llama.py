@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from tests.hub_server import Repository, serve
+from tests.hub_server import serve
 from tests.hub_writing import Account, WritableHub, WritingHandler, Written
-from tests.test_hub_training import CARD, MODEL, RECIPE, ROWS, medical_rows, save_llama_look_alike
+from tests.test_hub_training import MODEL, RECIPE, ROWS, make_repositories, medical_rows
 
 pytestmark = pytest.mark.slow
 
@@ -44,13 +44,8 @@ assert torch.equal(logits[0], logits[1]) and not torch.equal(logits[1], logits[2
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WritableHub]:
-    pytest.importorskip("llama_models", reason="the genuine vocabulary: pip install --no-deps llama-models==0.3.0")
-    model, rows = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("rows")
-    save_llama_look_alike(model)
-    (model / "LICENSE.txt").write_text(LICENSE)
-    (rows / "README.md").write_text(CARD)
-    (rows / "MedInstruct-52k.json").write_text(json.dumps(list(medical_rows(400)), ensure_ascii=False))
-    served = [Repository(MODEL, model, gated=True), Repository(ROWS, rows, kind="datasets")]
+    served = make_repositories(tmp_path_factory, medical_rows(400))
+    (served[0].folder / "LICENSE.txt").write_text(LICENSE)
     accounts = {TOKEN: Account("tester")}
     with serve(WritableHub(served, tokens={TOKEN: True}, accounts=accounts), WritingHandler) as hub:
         yield hub

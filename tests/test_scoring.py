@@ -20,7 +20,7 @@ EVERYTHING = Questions([], [], wants_answers=True, wants_losses=True, learnt_end
 
 
 def sheet(*answers: Answer) -> AnswerSheet:
-    return AnswerSheet(Path("none"), "", losses={0: 2.0, 1: 1.0}, answers=dict(enumerate(answers)))
+    return AnswerSheet(Path("none"), losses={0: 2.0, 1: 1.0}, answers=dict(enumerate(answers)))
 
 
 def test_every_answer_gets_every_score() -> None:

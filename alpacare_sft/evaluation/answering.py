@@ -65,7 +65,6 @@ class AnswerSheet:
     """
 
     path: Path
-    fingerprint: str
     losses: dict[int, float] = field(default_factory=dict)
     answers: dict[int, Answer] = field(default_factory=dict)
     general_losses: dict[int, float] = field(default_factory=dict)
@@ -78,7 +77,7 @@ class AnswerSheet:
 
         A line that a stop left half-written is taken away.
         """
-        sheet = cls(path, fingerprint)
+        sheet = cls(path)
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         whole = text[: text.rfind("\n") + 1]
         lines = whole.split("\n")[:-1]
@@ -89,7 +88,7 @@ class AnswerSheet:
             for line in lines[1:]:
                 sheet._take(json.loads(line))
         except (ValueError, TypeError):  # damaged in the middle: asked again from the beginning
-            sheet, whole = cls(path, fingerprint), first + "\n"
+            sheet, whole = cls(path), first + "\n"
         if whole != text:
             write_text(path, whole)
         return sheet

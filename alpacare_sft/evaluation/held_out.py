@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import sys
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from alpacare_sft.data.leaks import find_near_duplicates
 from alpacare_sft.data.load import load_rows
 from alpacare_sft.errors import DataError, RunError
 from alpacare_sft.prompt import PromptEncoder
+from alpacare_sft.run import file_sha256
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe import Recipe
@@ -52,7 +52,7 @@ def read_test_split(run: RunDirectory, limit: int | None) -> HeldOutRows:
     """
     recorded = run.read_record()["data_sha256"]
     for name in ("train", "test"):
-        if hashlib.sha256((run.data / f"{name}.jsonl").read_bytes()).hexdigest() != recorded[name]:
+        if file_sha256(run.data / f"{name}.jsonl") != recorded[name]:
             raise RunError(
                 f"{run.data / name}.jsonl is not the split that this run was trained with, so its test rows cannot be "
                 "proven unseen. Put the file back, or train again."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alpacare_sft.data.report import repetition
-from alpacare_sft.intervals import paired_shares, paired_summary, verdict
+from alpacare_sft.intervals import format_interval, paired_shares, paired_summary, verdict
 from alpacare_sft.metrics import choice_scores, rouge_scores, similarities
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def verdict_sentence(metrics: Mapping[str, Mapping[str, Any]], num_rows: int, ro
     if "difference" in next(iter(metrics.values())):
         told = f"{began}: {'; '.join(_clause(finding, part) for finding, part in parts)}."
     else:
-        alone = "; ".join(f"{finding.name} {_with_bounds(part['adapter'])}" for finding, part in parts)
+        alone = "; ".join(f"{finding.name} {format_interval(part['adapter'], '.3f')}" for finding, part in parts)
         told = f"{began} the adapter alone: {alone}. No base was scored, so what training changed is not told."
     few = " With so few rows the intervals themselves are uncertain." if num_rows < 30 else ""
     return f"{told} {WHAT_IT_MEASURES}{few}"
@@ -189,9 +189,4 @@ def _clause(finding: Finding, part: Mapping[str, Any]) -> str:
     side = part["verdict"].split(" ", 1)[0]
     words = {"higher": finding.higher, "lower": finding.lower}.get(side, finding.none)
     means = f"{part['base']['mean']:.3f} → {part['adapter']['mean']:.3f}"
-    return f"{words} ({finding.name} {means}, difference {_with_bounds(part['difference'], '+')})"
-
-
-def _with_bounds(part: Mapping[str, Any], sign: str = "") -> str:
-    mean = f"{part['mean']:{sign}.3f}"
-    return mean if part["low"] is None else f"{mean} [{part['low']:{sign}.3f}, {part['high']:{sign}.3f}]"
+    return f"{words} ({finding.name} {means}, difference {format_interval(part['difference'], '+.3f')})"

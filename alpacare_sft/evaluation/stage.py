@@ -25,13 +25,12 @@ from alpacare_sft.evaluation.scoring import RowScores, score_rows, summarize, su
 from alpacare_sft.evaluation_report import save_evaluation_report
 from alpacare_sft.generation import with_notice
 from alpacare_sft.hub.card import save_card
-from alpacare_sft.hub.evidence import file_sha256
 from alpacare_sft.intervals import SCOPE
 from alpacare_sft.prompt import PromptEncoder
 from alpacare_sft.recipe.writing import read_resolved, recipe_sha256
 from alpacare_sft.recording import installed_versions
 from alpacare_sft.review import judge_answers, save_review_sheets
-from alpacare_sft.run import RunDirectory, write_json, write_text
+from alpacare_sft.run import RunDirectory, file_sha256, write_json, write_text
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe import Recipe
@@ -99,17 +98,7 @@ def evaluate(
             **_summary(asked, questions, sheets, row_scores, recipe),
             "limit": limit,
             "complete": limit is None and rows is None and adapter is None,
-            "model": {**models.describe(), **sheets["adapter"].merge},
-            "generate": dataclasses.asdict(recipe.generate),
-            "evaluate": {key: value for key, value in dataclasses.asdict(recipe.evaluate).items() if key != "judge"},
-            "seconds": {who: round(sheet.seconds, 1) for who, sheet in sheets.items()},
-            "seed": recipe.train["seed"],
-            "recipe_sha256": recipe_sha256(trained),
-            "data_sha256": run.read_record()["data_sha256"],
-            "seen_in_training": 0,  # anything else was refused
-            "versions": installed_versions(),
-            "hardware": hardware.describe_hardware(),
-            "notice": recipe.safety.disclaimer,
+            **_circumstances(run, models, sheets, recipe),
         }
         _save(folder, scores, predictions, recipe)
         if scores["complete"]:
@@ -187,6 +176,25 @@ def _summary(
         "verdict": verdict_sentence(metrics, len(asked.rows), asked.source),
         "intervals": SCOPE,
         "near_duplicates": near,
+    }
+
+
+def _circumstances(
+    run: RunDirectory, models: ComparedModels, sheets: Mapping[str, AnswerSheet], recipe: Recipe
+) -> dict[str, Any]:
+    """With what, on what and by which settings: what repeating it takes."""
+    record = run.read_record()
+    return {
+        "model": {**models.describe(), **sheets["adapter"].merge},
+        "generate": dataclasses.asdict(recipe.generate),
+        "evaluate": {key: value for key, value in dataclasses.asdict(recipe.evaluate).items() if key != "judge"},
+        "seconds": {who: round(sheet.seconds, 1) for who, sheet in sheets.items()},
+        "seed": recipe.train["seed"],
+        **{key: record[key] for key in ("recipe_sha256", "data_sha256")},
+        "seen_in_training": 0,  # anything else was refused
+        "versions": installed_versions(),
+        "hardware": hardware.describe_hardware(),
+        "notice": recipe.safety.disclaimer,
     }
 
 

@@ -14,7 +14,7 @@ from alpacare_sft.hub.licenses import adapter_license, base_license, data_licens
 from alpacare_sft.model import EMBEDDED, EMBEDDED_NAME
 from alpacare_sft.prompt import format_sections
 from alpacare_sft.report import SPLITS, STEPS
-from alpacare_sft.run import RunDirectory, write_text
+from alpacare_sft.run import RunDirectory, last_name, write_text
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe import Recipe
@@ -215,7 +215,7 @@ def _source(recipe: Recipe) -> str:
     names = [recipe.data.path] if isinstance(recipe.data.path, str) else recipe.data.path
     if hub_dataset(recipe.data.path):
         return ", ".join(names)
-    return ", ".join(name.replace("\\", "/").rstrip("/").rpartition("/")[2] for name in names)
+    return ", ".join(map(last_name, names))
 
 
 def _is_finite(value: Any) -> bool:

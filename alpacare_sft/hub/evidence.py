@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alpacare_sft.adapter import adapter_sha256
-from alpacare_sft.run import RunDirectory
-
-WEIGHTS = "adapter_model.safetensors"
+from alpacare_sft.run import RunDirectory, file_sha256
 
 
 @dataclass(frozen=True)
@@ -36,18 +33,12 @@ def read_evidence(run: RunDirectory) -> Evidence:
 
     Scores count if they are of the whole test split and of the very weights that lie there.
     """
-    scores = _read(run.path / "eval" / "scores.json")
-    recorded = run.read_record().get("scores_sha256")
+    record, path = run.read_record(), run.path / "eval" / "scores.json"
+    scores = _read(path)
     fault = _scores_fault(scores, run.adapter)
-    if not fault and file_sha256(run.path / "eval" / "scores.json") != recorded:
+    if not fault and file_sha256(path) != record.get("scores_sha256"):
         fault = "eval/scores.json was changed since it was written. Score again: alpacare-sft eval RECIPE"
-    report = _read(run.data / "report.json")
-    return Evidence(run.read_record(), report, None if fault else scores, fault)
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return Evidence(record, _read(run.data / "report.json"), None if fault else scores, fault)
 
 
 def _scores_fault(scores: dict[str, Any], adapter: Path) -> str:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft.data.files import EMBEDDED_FILES
 from alpacare_sft.errors import RunError
 from alpacare_sft.hub.card import format_card
-from alpacare_sft.hub.evidence import WEIGHTS, Evidence
+from alpacare_sft.hub.evidence import Evidence
 from alpacare_sft.hub.licenses import base_license, hub_dataset
 from alpacare_sft.recipe.document import dump_yaml
 from alpacare_sft.recipe.writing import recipe_document
-from alpacare_sft.run import RunDirectory
+from alpacare_sft.run import WEIGHTS, RunDirectory, last_name
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe import Recipe
@@ -174,12 +174,8 @@ def without_places(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_places(inner) for inner in value]
     if isinstance(value, str) and _PLACE.fullmatch(value):
-        return _last_name(value)
+        return last_name(value)
     return value
-
-
-def _last_name(path: str) -> str:
-    return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def _recipe_text(recipe: Recipe) -> str:
@@ -191,7 +187,7 @@ def _recipe_text(recipe: Recipe) -> str:
     path = recipe.data.path
     if not hub_dataset(path):
         names = [
-            name if name in EMBEDDED_FILES else _last_name(name) for name in ([path] if isinstance(path, str) else path)
+            name if name in EMBEDDED_FILES else last_name(name) for name in ([path] if isinstance(path, str) else path)
         ]
         document["data"]["path"] = names[0] if isinstance(path, str) else names
     if "judge" in document["evaluate"]:

@@ -12,7 +12,7 @@ from alpacare_sft.errors import RecipeError, RunError
 from alpacare_sft.hub.card import TAG
 from alpacare_sft.hub.files import ALLOWED, LICENSE
 from alpacare_sft.hub.licenses import base_license, license_faults
-from alpacare_sft.hub.refusals import TOKENS, told_by_cause
+from alpacare_sft.hub.refusals import TOKENS, refusals_told
 from alpacare_sft.model import EMBEDDED, EMBEDDED_NAME
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def open_hub(repo_id: str) -> HfApi:
     if not re.fullmatch(r"[\x21-\x7e]+", token):
         raise RunError(f"hub: the token holds characters that none has. Copy it anew from {TOKENS}.")
     api = HfApi(token=token)
-    with told_by_cause(repo_id):
+    with refusals_told(repo_id):
         account = api.whoami()
     _check_rights(account, repo_id)
     return api
@@ -176,7 +176,7 @@ def find_remote(api: HfApi, recipe: Recipe, base: str) -> Remote | None:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     repo_id = str(recipe.hub.repo_id)
-    with told_by_cause(repo_id):
+    with refusals_told(repo_id):
         try:
             info = api.model_info(repo_id, files_metadata=True)
         except RepositoryNotFoundError as error:

@@ -23,7 +23,7 @@ from alpacare_sft.hub.preflight import (
     open_hub,
     recipe_faults,
 )
-from alpacare_sft.hub.refusals import told_by_cause
+from alpacare_sft.hub.refusals import refusals_told
 from alpacare_sft.hub.showing import show_publication
 from alpacare_sft.recording import say
 from alpacare_sft.run import RunDirectory
@@ -87,7 +87,7 @@ def push(recipe: Recipe, *, dry_run: bool = False) -> Pushed:
         collect_files(run, published, evidence)  # what is wrong with the adapter is told before the Hub is asked
         api = open_hub(str(recipe.hub.repo_id))
         remote = find_remote(api, published, base["name"])
-        with told_by_cause(str(base["name"])):
+        with refusals_told(str(base["name"])):
             license_copy = find_license(base, online=True)
         publication = collect_files(run, published, evidence, license_copy)
         _tell_missing(publication, base["name"])
@@ -125,7 +125,7 @@ def _commit(api: HfApi, recipe: Recipe, publication: Publication, remote: Remote
         say(f"{page} holds this already, commit {remote.commit[:8]}: nothing to do.")
         return remote.commit, False
     state = "is new and empty" if is_new else f"is as it was, at commit {remote.commit[:8]}"
-    with told_by_cause(repo_id, f"{repo_id} {state}, unless the Hub's last answer alone was lost"):
+    with refusals_told(repo_id, f"{repo_id} {state}, unless the Hub's last answer alone was lost"):
         made = api.create_commit(
             repo_id, operations, commit_message=_message(recipe, publication), parent_commit=remote.commit
         )
@@ -136,7 +136,7 @@ def _commit(api: HfApi, recipe: Recipe, publication: Publication, remote: Remote
 
 def _create(api: HfApi, recipe: Recipe) -> Remote:
     repo_id = str(recipe.hub.repo_id)
-    with told_by_cause(repo_id):
+    with refusals_told(repo_id):
         api.create_repo(repo_id, private=recipe.hub.private, exist_ok=True)
         info = api.model_info(repo_id)
     if recipe.hub.private and not info.private:

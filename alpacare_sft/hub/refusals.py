@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from alpacare_sft.errors import RunError
+from alpacare_sft.model import causes_of, is_of_http
 
 TOKENS = "https://huggingface.co/settings/tokens"
 _CUT = (ConnectionError, TimeoutError)
 
 
 @contextmanager
-def told_by_cause(repo_id: str, otherwise: str = "Nothing was changed there") -> Iterator[None]:
+def refusals_told(repo_id: str, otherwise: str = "Nothing was changed there") -> Iterator[None]:
     """Turn what goes wrong with the Hub into one message a cause; no text of a request is in it.
 
     Args:
@@ -27,9 +28,9 @@ def told_by_cause(repo_id: str, otherwise: str = "Nothing was changed there") ->
     try:
         yield
     except Exception as error:
-        causes = list(_causes(error))
+        causes = list(causes_of(error))
         response = next((c.response for c in causes if isinstance(c, HfHubHTTPError) and c.response is not None), None)
-        broken = any(type(cause).__module__.startswith("httpx") or isinstance(cause, _CUT) for cause in causes)
+        broken = any(is_of_http(cause) or isinstance(cause, _CUT) for cause in causes)
         if response is not None:
             raise RunError(f"hub: {_refusal(response.status_code, repo_id)}") from error
         if broken:
@@ -65,9 +66,3 @@ def _refusal(status: int, repo_id: str) -> str:
     if status in told:
         return told[status]
     return f"the Hub answered {status} for {repo_id}; nothing was changed there. Try again later, or look at {page}."
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

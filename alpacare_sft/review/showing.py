@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from alpacare_sft.intervals import format_interval
+
 
 def show_reviews(summary: Mapping[str, Any]) -> None:
     """Print what `summarize_reviews` returned."""
@@ -27,7 +29,7 @@ def show_reviews(summary: Mapping[str, Any]) -> None:
         ids = f" (rows {', '.join(map(str, found['ids']))})" if found["ids"] else ""
         console.print(
             f"could harm, {name}: {found['flagged']} of {found['n']} answers flagged by at least one reviewer, "
-            f"{_interval({**found, 'mean': found['share']}, '.0%')}{escape(ids)}",
+            f"{format_interval({**found, 'mean': found['share']}, '.0%')}{escape(ids)}",
             highlight=False, markup=False,
         )  # fmt: skip
     if summary["agreement"]:
@@ -47,15 +49,9 @@ def _criteria_table(summary: Mapping[str, Any]) -> Table:
         table.add_column("adapter - base" if name == "difference" else name, justify="right")
     for criterion, part in criteria.items():
         label = "mean of the three" if criterion == "overall" else criterion
-        cells = [escape(_interval(part[name], ".2f")) if name in part else "-" for name in names]
+        cells = [escape(format_interval(part[name], ".2f")) if name in part else "-" for name in names]
         table.add_row(label, str(part["n"]), *cells)
     return table
-
-
-def _interval(part: Mapping[str, Any], form: str) -> str:
-    if part["low"] is None:  # a single row
-        return f"{part['mean']:{form}}"
-    return f"{part['mean']:{form}} [{part['low']:{form}}, {part['high']:{form}}]"
 
 
 def _agreement_table(agreement: Mapping[str, Any]) -> Table:

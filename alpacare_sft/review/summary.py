@@ -9,7 +9,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.errors import AlpacareError, DataError, RunError
-from alpacare_sft.intervals import paired_summary
+from alpacare_sft.intervals import exact_share, paired_summary
 from alpacare_sft.review.agreement import krippendorff_alpha
 from alpacare_sft.review.reading import Sheet, read_sheet, sheet_of
 from alpacare_sft.review.sheets import CRITERIA, FLAG, KEY_FILE, read_keys
@@ -186,16 +186,10 @@ def _higher(adapter: float, base: float) -> str:
 
 
 def _flagged(rows: Mapping[Any, Mapping[str, Any]], name: str, confidence: float) -> dict[str, Any]:
-    """Answers that at least one reviewer flagged; the interval is exact, so that none flagged is not called none.
-
-    Source: Clopper and Pearson, "The use of confidence or fiducial limits", 1934.
-    """
-    from scipy.stats import binomtest
-
+    """Answers that at least one reviewer flagged; the interval is exact, so that none flagged is not called none."""
     ids = [row_id for row_id, row in rows.items() if name in row["flagged"]]
-    found = binomtest(len(ids), len(rows)).proportion_ci(confidence, method="exact")
-    share = {"share": len(ids) / len(rows), "low": float(found.low), "high": float(found.high)}
-    return {"n": len(rows), "flagged": len(ids), **share, "confidence": confidence, "ids": ids}
+    found = exact_share(len(ids), len(rows), confidence)
+    return {"n": len(rows), "flagged": len(ids), "share": found.pop("mean"), **found, "ids": ids}
 
 
 def _agreement(sheets: Sequence[Sheet]) -> dict[str, Any]:
