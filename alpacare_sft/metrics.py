@@ -1,18 +1,14 @@
-"""Scores of single answers, without a model: ROUGE, similarity, choices. Intervals are in `intervals`."""
+"""Scores of single answers, without a model: ROUGE and choices. Intervals are in `intervals`."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import evaluate
 from datasets import Features, Value
 from evaluate import MetricInfo
-
-from alpacare_sft.errors import RecipeError
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
@@ -53,28 +49,6 @@ def rouge_scores(answers: Sequence[str], references: Sequence[str]) -> dict[str,
         return {kind: [] for kind in ROUGE_TYPES}
     found: dict[str, list[float]] = Rouge(keep_in_memory=True).compute(predictions=answers, references=references)
     return found
-
-
-def similarities(answers: Sequence[str], references: Sequence[str]) -> list[float]:
-    """Cosine of the sentence embeddings of each answer and its reference, shape (n,).
-
-    The embeddings are means of word vectors that the wheel of `wordllama` carries (l2_supercat, 256
-    dimensions): they tell likeness of topic, and hardly see a "not". An empty answer has 0.
-
-    Raises:
-        RecipeError: if `wordllama` is not installed.
-    """
-    if importlib.util.find_spec("wordllama") is None:
-        raise RecipeError(
-            "evaluate.metrics: similarity needs wordllama. Install it: pip install 'alpacare_sft[similarity]'."
-        )
-    import wordllama
-
-    # wordllama 0.4 looks for its tokenizer beside the folder that holds it, and would then download it.
-    model = wordllama.WordLlama.load(cache_dir=Path(wordllama.__file__).parent, disable_download=True)
-    written, expected = (model.embed([text or " " for text in texts], norm=True) for texts in (answers, references))
-    cosines = (written * expected).sum(axis=1)
-    return [float(cosine) if text else 0.0 for text, cosine in zip(answers, cosines, strict=True)]
 
 
 _OPTION = re.compile(r"(?:^|(?<=[\s,;(\[]))\(?([A-Ha-h])[).:]\s*(?=\S)")

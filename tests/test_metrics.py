@@ -5,14 +5,12 @@ from __future__ import annotations
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from alpacare_sft.errors import RecipeError
 from alpacare_sft.metrics import (
     ROUGE_TYPES,
     Rouge,
     chosen_option,
     parse_options,
     rouge_scores,
-    similarities,
 )
 
 ANSWERS = ["The heart pumps blood.\nIt has four chambers.", "Rest and drink water", "", "µ 5 °C is normal"]
@@ -40,22 +38,6 @@ def test_rougelsum_compares_line_by_line() -> None:
     scores = rouge_scores(["one two\nthree four"], ["three four\none two"])
     assert scores["rougeL"] == [pytest.approx(0.5)]
     assert scores["rougeLsum"] == [pytest.approx(1.0)]
-
-
-def test_similarity_is_of_topic_and_needs_no_network() -> None:
-    pytest.importorskip("wordllama")
-    alike, other, empty = similarities(
-        ["Rest and drink water.", "The femur is a bone.", ""], ["Drink fluids and relax."] * 3
-    )
-    assert alike > other
-    assert empty == 0
-    assert similarities(["The same."], ["The same."]) == [pytest.approx(1, abs=1e-5)]
-
-
-def test_similarity_without_its_package_names_the_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match=r"pip install 'alpacare_sft\[similarity\]'"):
-        similarities(["a"], ["b"])
 
 
 @pytest.mark.parametrize(

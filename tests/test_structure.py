@@ -32,6 +32,7 @@ ORDER = [
     "report",
     "evaluation_report",
     "hardware",
+    "cpu_layout",
     "upstream",
     "prompt",
     "model",
@@ -58,6 +59,7 @@ ORDER = [
     "viewing",
     "generation",
     "metrics",
+    "similarity",
     "intervals",
     "review.sheets",
     "review.reading",
@@ -89,11 +91,13 @@ HEAVY |= {"transformers", "trl"}
 LOADS_AT_IMPORT = {
     "asking": ["torch", "transformers"],
     "callbacks": ["torch", "transformers"],
+    "cpu_layout": ["torch"],
     "evaluation.answering": ["torch"],
     "generation": ["torch"],
     "intervals": ["numpy", "scipy"],
     "metrics": ["datasets", "evaluate"],
     "evaluation.scoring": ["numpy"],
+    "similarity": ["torch"],
     "trainer": ["torch", "trl"],
 }
 LIGHT = [

