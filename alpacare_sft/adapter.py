@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,7 @@ def find_adapter(adapter: str) -> Path:
     folder = Path(adapter).expanduser()
     if not folder.is_dir():
         if adapter.startswith((".", "/", "~")) or adapter.count("/") != 1:
-            raise ModelError(f"--adapter: {adapter} is no directory, nor the name of a repository (owner/name).")
+            raise ModelError(f"--adapter: {adapter} is neither a directory nor the name of a repository (owner/name).")
         with told_by_cause(adapter, "main", "--adapter"):
             folder = Path(snapshot_download(adapter, allow_patterns=["adapter_*"]))
     if not all((folder / name).exists() for name in (CONFIG, WEIGHTS)):
@@ -112,14 +113,21 @@ def attach_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     Raises:
         ModelError: if it does not fit.
     """
-    from peft import PeftModel
-    from safetensors import SafetensorError
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
 
+    does_not_fit = f"the adapter in {folder} is damaged or does not fit this base"
+    refusals = (RuntimeError, ValueError, KeyError, TypeError, SafetensorError)  # as PEFT lets them through
     try:
-        attached: PreTrainedModel = PeftModel.from_pretrained(base, folder).eval()
-    except (RuntimeError, ValueError, SafetensorError) as error:  # sizes or modules that do not fit, a damaged file
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(f"the adapter in {folder} is damaged or does not fit this base: {first}") from error
+        with warnings.catch_warnings():  # PEFT warns of names that it does not know, and goes on without them
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")
+            attached: PreTrainedModel = PeftModel.from_pretrained(base, folder).eval()
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            written = set(file.keys())
+    except refusals as error:
+        raise ModelError(f"{does_not_fit}: {(str(error).strip() or repr(error)).splitlines()[0]}") from error
+    if unused := written ^ set(get_peft_model_state_dict(attached, save_embedding_layers=False)):
+        raise ModelError(f"{does_not_fit}: {len(unused):,} tensors have no counterpart, such as {min(unused)}.")
     return attached
 
 
@@ -131,9 +139,9 @@ def refuse_other_base(adapter: str, folder: Path, base_name: str) -> None:
     """
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
+        named = config.get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
         raise ModelError(f"--adapter: {folder / CONFIG} is damaged: {error}.") from error
-    named = config.get("base_model_name_or_path")
     if named and named != base_name:
         raise ModelError(
             f"--adapter: {adapter} was trained on {named}, the base here is {base_name}. "
@@ -144,35 +152,43 @@ def refuse_other_base(adapter: str, folder: Path, base_name: str) -> None:
 def merge_adapter(attached: Any, rows: Sequence[Mapping[str, Any]]) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Add an adapter to the weights of its base, in place, and compare before with after.
 
+    In 16-bit weights a small change is rounded. What that loses is told beside what the adapter does, since
+    an adapter that was rounded away altogether would still leave most of the likeliest tokens as they were.
+
     Args:
         attached: base with the adapter around it, unquantized.
-        rows: encoded rows, at least one; the first few are read by both.
+        rows: encoded rows, at least one; the first few are read by all.
 
     Returns:
-        The plain model, and what was compared: `positions`, `same_token_share`, the share of them whose
-        likeliest token stayed the same, and `largest_logit_difference`.
+        The plain model, and what was compared on the references' first tokens: `positions`;
+        `same_token_share`, the share of them whose likeliest token stayed the same; `largest_logit_difference`;
+        and `lost_share`, the root mean square change of the logits by merging over that by the adapter.
     """
+    import torch
+
     checked = rows[:CHECKED_ROWS]
-    before = [_answer_logits(attached, row) for row in checked]
+    with attached.disable_adapter():
+        base = torch.cat([_answer_logits(attached, row) for row in checked])
+    before = torch.cat([_answer_logits(attached, row) for row in checked])
     merged = attached.merge_and_unload().eval()
-    same = positions = 0
-    largest = 0.0
-    for row, logits in zip(checked, before, strict=True):
-        after = _answer_logits(merged, row)
-        same += int((after.argmax(-1) == logits.argmax(-1)).sum())
-        positions += len(after)
-        largest = max(largest, float((after - logits).abs().max()))
-    found = {"positions": positions, "same_token_share": same / positions, "largest_logit_difference": largest}
+    after = torch.cat([_answer_logits(merged, row) for row in checked])
+    done, lost = before - base, after - before
+    found = {
+        "positions": len(before),
+        "same_token_share": float((after.argmax(-1) == before.argmax(-1)).float().mean()),
+        "largest_logit_difference": float(lost.abs().max()),
+        "lost_share": float(lost.norm() / done.norm()) if done.any() else 0.0,
+    }
     return merged, found
 
 
 def _answer_logits(model: Any, row: Mapping[str, Any]) -> Tensor:
-    """Logits that a reference's first tokens are predicted by, float32, shape (N, V)."""
+    """Logits that a reference's first tokens are predicted by, float32 on the CPU, shape (N, V)."""
     import torch
 
     length = row["prompt_tokens"] + CHECKED_TOKENS
     ids = torch.tensor([row["input_ids"][:length]], device=model.device)
     keep = ids.shape[1] - row["prompt_tokens"] + 1
     with torch.inference_mode():
-        logits: Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[0, :-1].float()
+        logits: Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[0, :-1].float().cpu()
     return logits

@@ -13,7 +13,7 @@ from alpacare_sft.cpu_layout import fast_cpu_layout
 from alpacare_sft.errors import RecipeError
 from alpacare_sft.evaluation import trained_recipe
 from alpacare_sft.evaluation.compared_models import ComparedModels
-from alpacare_sft.generation import begins_anew, configure_generation
+from alpacare_sft.generation import CUT, begins_anew, configure_generation, stops_at_a_new_question
 from alpacare_sft.prompt import PromptEncoder
 from alpacare_sft.run import RunDirectory
 
@@ -46,7 +46,7 @@ def ask(recipe: Recipe, question: str, given: str = "", *, out: TextIO | None = 
     encoder = PromptEncoder(models.tokenizer, trained.prompt)
     encoded = encoder.encode_prompt(question.strip(), given.strip())
     model = models.with_adapter_attached()  # merging costs more than it saves for one question
-    room = (getattr(model.config, "max_position_embeddings", None) or sys.maxsize) - len(encoded)
+    room = (models.context_tokens or sys.maxsize) - len(encoded)
     if room < 1:
         raise RecipeError(f"the question is {len(encoded):,} tokens long, more than the model reads. Shorten it.")
     streamer = _UntilBegunAnew(models.tokenizer, out or sys.stdout)
@@ -58,11 +58,12 @@ def ask(recipe: Recipe, question: str, given: str = "", *, out: TextIO | None = 
         written: Any = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
+            stopping_criteria=stops_at_a_new_question(models.tokenizer),
             streamer=streamer,
-            stopping_criteria=[lambda ids, scores, **_: torch.full((len(ids),), streamer.cut, device=ids.device)],
         )
-    if written.shape[1] - len(encoded) >= config.max_new_tokens and written[0, -1] not in config.eos_token_id:
-        streamer.out.write(" [… cut at generate.max_new_tokens]")
+    full = written.shape[1] - len(encoded) >= config.max_new_tokens
+    if full and not streamer.cut and written[0, -1] not in config.eos_token_id:
+        streamer.out.write(CUT)
     streamer.out.write(f"\n\n{recipe.safety.disclaimer}\n")
     streamer.out.flush()
     return streamer.told.strip()
@@ -77,9 +78,10 @@ class _UntilBegunAnew(TextStreamer):
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self._held += text
+        if self._held.rsplit("\n", 1)[-1].startswith("#") and not stream_end:
+            return
         self.cut = self.cut or begins_anew(self._held)
-        line = self._held.rsplit("\n", 1)[-1].lstrip()
-        if self.cut or (line.startswith("#") and not stream_end):
+        if self.cut:
             return
         self.out.write(self._held)
         self.out.flush()

@@ -13,13 +13,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import partial
-from itertools import pairwise
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from alpacare_sft.pictures import Numbers, draw_differences, picture
 from alpacare_sft.report import drop_place, render
 from alpacare_sft.run import write_text
+
+Part = tuple[str, str]
 
 ROWS_IN_FULL = 200
 """Up to so many test rows the page holds all of them; of more, those of its groups."""
@@ -35,6 +37,12 @@ REPEATED = {
     "evaluate": ("metrics", "baseline", "confidence", "bootstrap_samples"),
 }
 PANELS = {"rougeL": "ROUGE-L, higher is closer", "loss": "loss, lower is closer"}
+MERGE_CHECK = {
+    "positions": "Positions compared",
+    "same_token_share": "Positions with the same likeliest token",
+    "largest_logit_difference": "Largest logit difference",
+    "lost_share": "Lost of the adapter's change of the logits",
+}
 GROUPS = {
     "best": "best",
     "worst": "worst",
@@ -66,7 +74,7 @@ def save_evaluation_report(
         "has_baseline": any("base" in part for part in [*(scores.get("metrics") or {}).values(), *predictions]),
         "pictures": _pictures(scores, predictions),
         "settings": {key: _facts(scores.get(key)) for key in ("generate", "evaluate", "seconds", "versions")},
-        "merge_check": _facts((scores.get("model") or {}).get("merge_check")),
+        "merge_check": _merge_facts((scores.get("model") or {}).get("merge_check") or {}),
         "command": _command(scores),
     }
     write_text(path, render("evaluation.html", scores=scores, notice=notice, chosen=CHOSEN, marked=MARKED, **context))
@@ -128,40 +136,61 @@ def _words(text: str) -> list[str]:
 
 
 def _compare(row: Mapping[str, Any], groups: Sequence[str]) -> dict[str, Any]:
-    """What the template shows of one row; answers in parts of (text, whether the reference has it too)."""
+    """What the template shows of one row; texts in parts as `compare_words` returns them."""
+    reference, parts = compare_words(row.get("reference") or "", {who: row[who] for who in SIDES if who in row})
     answers = [
         {
             "who": who,
-            "parts": split_shared(row[who], row.get("reference") or ""),
+            "parts": cut,
             "end": row.get(f"{who}_end"),
             "tokens": row.get(f"{who}_tokens"),
             "scores": {name: values.get(who) for name, values in (row.get("scores") or {}).items()},
         }
-        for who in SIDES
-        if who in row
+        for who, cut in parts.items()
     ]
     changes = {metric: change for metric in PANELS if math.isfinite(change := _difference(row, metric))}
-    return {"row": row, "groups": groups, "answers": answers, "changes": changes}
+    return {"row": row, "groups": groups, "reference": reference, "answers": answers, "changes": changes}
 
 
-def split_shared(answer: str, reference: str) -> list[tuple[str, bool]]:
-    """Cut an answer where words begin or cease to stand in the reference too, in the same order.
+def compare_words(reference: str, answers: Mapping[str, str]) -> tuple[list[Part], dict[str, list[Part]]]:
+    """Cut a reference and its answers where words begin or cease to be shared, in the same order.
 
     Words are compared in lower case and without punctuation, by `difflib.SequenceMatcher`. Past
     `WORDS_COMPARED` words nothing is marked.
 
     Returns:
-        Parts that join to the answer, each with whether its words are shared.
+        The reference and each answer in parts that join to the text, each with what its words are: in answers
+        `shared` by the reference and every answer, or `only` by the reference and this one; in the reference
+        `missed` by every answer; elsewhere empty.
     """
-    places = [match.span() for match in re.finditer(r"\w+", answer)][:WORDS_COMPARED]
-    words = [answer[start:end].casefold() for start, end in places]
-    matcher = SequenceMatcher(None, _words(reference)[:WORDS_COMPARED], words, autojunk=False)
-    edges, ends = [0], []
-    for block in matcher.get_matching_blocks()[:-1]:
-        edges += [places[block.b][0], places[block.b + block.size - 1][1]]
-        ends.append(edges[-1])
-    edges.append(len(answer))
-    return [(answer[start:end], end in ends) for start, end in pairwise(edges) if start < end]
+    words = _words(reference)[:WORDS_COMPARED]
+    pairs = {who: _match_words(words, _words(text)[:WORDS_COMPARED]) for who, text in answers.items()}
+    times = Counter(place for found in pairs.values() for place in found.values())
+    missed = {place: "missed" for place in range(len(words)) if answers and not times[place]}
+    kinds = {
+        who: {mine: "shared" if times[place] == len(answers) else "only" for mine, place in found.items()}
+        for who, found in pairs.items()
+    }
+    return _cut(reference, missed), {who: _cut(text, kinds[who]) for who, text in answers.items()}
+
+
+def _match_words(reference: list[str], answer: list[str]) -> dict[int, int]:
+    """Places in the answer, with the place in the reference of the same word."""
+    blocks = SequenceMatcher(None, reference, answer, autojunk=False).get_matching_blocks()
+    return {block.b + i: block.a + i for block in blocks for i in range(block.size)}
+
+
+def _cut(text: str, kinds: Mapping[int, str]) -> list[Part]:
+    """Runs of words of one kind, by the place of each, and the text between them."""
+    spans = [match.span() for match in re.finditer(r"\w+", text)]
+    parts, done = [], 0
+    for kind, run in groupby(range(len(spans)), key=lambda place: kinds.get(place, "")):
+        if kind:
+            places = list(run)
+            start, end = spans[places[0]][0], spans[places[-1]][1]
+            parts += [(text[done:start], ""), (text[start:end], kind)]
+            done = end
+    return [part for part in [*parts, (text[done:], "")] if part[0]]
 
 
 def _pictures(scores: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -188,6 +217,11 @@ def _flatten(value: Any, name: str = "") -> list[tuple[str, Any]]:
 def _facts(value: Any) -> list[tuple[str, str]]:
     """Leaves of a record as a person reads them."""
     return [(name, _text(leaf)) for name, leaf in _flatten(value)]
+
+
+def _merge_facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    shares = {key: f"{100 * value:.4g} %" for key, value in found.items() if key.endswith("_share")}
+    return [(MERGE_CHECK.get(key, key), text) for key, text in _facts({**found, **shares})]
 
 
 def _text(leaf: Any) -> str:

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
     from alpacare_sft.recipe.sections import GenerateSection
 
 
 # A heading of the sections prompt on a line of its own: the model has begun a new question by itself.
 _RUN_ON = re.compile(r"^### Instruction:[ \t]*$", re.MULTILINE)
-CUT = " [… cut here by the limit on its length]"
+_STOP = "\n### Instruction:\n"
+CUT = " [… cut off at the length limit]"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,13 @@ def configure_generation(
     return model.generation_config
 
 
+def stops_at_a_new_question(tokenizer: PreTrainedTokenizerBase) -> StoppingCriteriaList:
+    """Ends an answer where the model begins a new question; built once, since it reads the whole vocabulary."""
+    from transformers import StoppingCriteriaList, StopStringCriteria
+
+    return StoppingCriteriaList([StopStringCriteria(tokenizer, [_STOP])])
+
+
 @torch.inference_mode()
 def generate_answers(
     model: PreTrainedModel,
@@ -96,33 +104,30 @@ def generate_answers(
         Index of a prompt and its answer, batch by batch.
     """
     config = configure_generation(model, tokenizer, generate, learnt_end)
-    ends = config.eos_token_id
+    ends, stops = config.eos_token_id, stops_at_a_new_question(tokenizer)
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     for start in range(0, len(order), generate.batch_size):
         batch = order[start : start + generate.batch_size]
         if all(index in answered for index in batch):
             continue
         torch.manual_seed(seed + start)
-        ids, mask = pad_left([prompts[index] for index in batch], tokenizer.pad_token_id)
-        written = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
-        for index, tokens in zip(batch, written[:, ids.shape[1] :].tolist(), strict=True):
+        padded = tokenizer.pad(
+            {"input_ids": [prompts[index] for index in batch]}, padding_side="left", return_tensors="pt"
+        ).to(model.device)
+        written = model.generate(**padded, stopping_criteria=stops)
+        for index, tokens in zip(batch, written[:, padded["input_ids"].shape[1] :].tolist(), strict=True):
             if index not in answered:
                 yield index, read_answer(tokens, ends, tokenizer)
 
 
-def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask, each of shape (B, P) with P the longest prompt."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = [[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids), torch.tensor(mask)
-
-
 def read_answer(tokens: Sequence[int], ends: Collection[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
-    """An answer from the token ids written after the prompt, shape (N,); what follows an end token is padding."""
+    """An answer from the token ids written after the prompt, shape (N,), padded behind where it ended."""
     end = next((place for place, token in enumerate(tokens) if token in ends), None)
-    num_tokens = len(tokens) if end is None else end + 1
-    text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
+    written = list(tokens[:end])
+    while end is None and written and written[-1] == tokenizer.pad_token_id:  # ended by a new question
+        written.pop()
+    num_tokens = len(written) + (end is not None)
+    text = tokenizer.decode(written, skip_special_tokens=True)
     if begun_anew := _RUN_ON.search(text):
         return Answer(text[: begun_anew.start()].strip(), num_tokens, "run_on")
     return Answer(text.strip(), num_tokens, "length" if end is None else "end_token")

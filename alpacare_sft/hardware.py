@@ -97,8 +97,12 @@ def set_threads() -> int:
     return threads
 
 
-def describe_hardware() -> dict[str, Any]:
-    """Device, memory and cores, for the record of a run."""
+def describe_hardware(use_cpu: bool = False) -> dict[str, Any]:
+    """Device, memory and cores, for the record of a run.
+
+    Args:
+        use_cpu: leave out the GPU that is there and was not used.
+    """
     import psutil
     import torch
 
@@ -111,7 +115,7 @@ def describe_hardware() -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not use_cpu:
         properties = torch.cuda.get_device_properties(0)
         found |= {
             "device": torch.cuda.get_device_name(),

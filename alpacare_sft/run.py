@@ -145,9 +145,14 @@ class RunDirectory:
         return record
 
     def clear(self) -> None:
-        """Remove what an earlier run left, and nothing that it did not make."""
-        for path in (self.data, self.checkpoints, self.adapter, self.path / "eval"):
+        """Remove what an earlier run left, and nothing that it did not make, nor what people wrote into sheets."""
+        for path in (self.data, self.checkpoints, self.adapter):
             shutil.rmtree(path, ignore_errors=True)
+        for path in (self.path / "eval").glob("*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.suffix != ".csv" and path.name != "review_key.json":
+                path.unlink(missing_ok=True)
         for path in (self.recipe, self.record, self.training_report):
             path.unlink(missing_ok=True)
 

@@ -16,9 +16,11 @@ from alpacare_sft.building import build_sft_config, build_trainer, check_tracker
 from alpacare_sft.checkpoints import Checkpoint, newest_whole_checkpoint
 from alpacare_sft.data import prepare_data
 from alpacare_sft.data.saving import refuse_other_data, refuse_other_recipe, save_data
-from alpacare_sft.errors import RunError, StoppedError
+from alpacare_sft.errors import RecipeError, RunError, StoppedError
+from alpacare_sft.generation import end_token_ids
 from alpacare_sft.hub.card import save_card
-from alpacare_sft.model import base_identity, load_base_model, load_tokenizer
+from alpacare_sft.model import base_identity, context_tokens, load_base_model, load_tokenizer
+from alpacare_sft.prompt import PromptEncoder
 from alpacare_sft.recording import effective_batch_size, is_main_process, recorded, say, summarize_training
 from alpacare_sft.report import save_training_report
 from alpacare_sft.run import WEIGHTS, RunDirectory, check_free_disk
@@ -76,7 +78,8 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
             )
         for note in recipe.notes:
             say(note)
-        say(f"{precision.name} on {hardware.describe_hardware()['device']}, {threads} threads, output in {run.path}")
+        device = hardware.describe_hardware(recipe.train["use_cpu"])["device"]
+        say(f"{precision.name} on {device}, {threads} threads, output in {run.path}")
         with recorded(run, recipe):
             return _run(recipe, run, stop, precision)
 
@@ -92,12 +95,15 @@ def _run(recipe: Recipe, run: RunDirectory, stop: StopOnSignal, precision: hardw
         clock = now
 
     tokenizer = load_tokenizer(recipe.model)
+    _check_context(recipe)
     with _main_process_first():
         data = prepare_data(recipe, tokenizer)
     if is_main_process():
         refuse_other_data(run, data)
         save_data(run, data, tokenizer)
-        run.update_record({"data_sha256": data.sha256, "rows": data.report["rows"]})
+        run.update_record(
+            {"data_sha256": data.sha256, "data_commit": data.report["commit"], "rows": data.report["rows"]}
+        )
     rows = data.report["rows"]
     say(
         f"rows: {rows['train']:,} train, {rows['validation']:,} validation, {rows['test']:,} test of {rows['loaded']:,}"
@@ -127,6 +133,7 @@ def _run(recipe: Recipe, run: RunDirectory, stop: StopOnSignal, precision: hardw
         record = run.update_record(
             {
                 "base_model": identity,
+                "end_token_ids": end_token_ids(base, tokenizer, PromptEncoder(tokenizer, recipe.prompt).end_token_id()),
                 "parameters": parameters,
                 "tokens": {"trained": int(trainer.state.num_input_tokens_seen), "answer": account.answer_tokens},
                 "train": summarize_training(trainer, account),
@@ -139,6 +146,15 @@ def _run(recipe: Recipe, run: RunDirectory, stop: StopOnSignal, precision: hardw
         say(_farewell(run, record))
         return record
     return {}
+
+
+def _check_context(recipe: Recipe) -> None:
+    context, longest = context_tokens(recipe.model), recipe.train["max_length"]
+    if context and longest > context:
+        raise RecipeError(
+            f"train.max_length must be at most {context:,}, the positions of {recipe.model.model_name_or_path}, "
+            f"got {longest:,}. Beyond them the model has learnt nothing."
+        )
 
 
 @contextmanager

@@ -75,17 +75,16 @@ class Written(Repository):
     def read(self, file: str, revision: str = "main") -> bytes:
         return dict(self.history)[self.commit if revision == "main" else revision][file]
 
+    def stored_oid(self, file: str) -> str | None:
+        """What the Hub knows a file by: its blob, or its content where it is stored apart."""
+        if file not in self.files():
+            return None
+        return hashlib.sha256(self.read(file)).hexdigest() if is_large(file) else self.oid(file)
+
     def info(self) -> dict[str, Any]:
-        siblings = []
-        for name in self.files():
-            content = self.read(name)
-            entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": self.oid(name)}
-            if is_large(name):
-                entry["lfs"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 130}
-            siblings.append(entry)
         card = self.read("README.md").decode() if "README.md" in self.files() else ""
         front = yaml.safe_load(card.split("---\n")[1]) if card.startswith("---\n") else None
-        return {**super().info(), "siblings": siblings, "cardData": front}
+        return {**super().info(), "cardData": front}
 
 
 @dataclass
@@ -200,6 +199,7 @@ class WritingHandler(Handler):
     def _preupload(self, repository: Written, body: bytes) -> dict[str, Any]:
         files = [
             {"path": f["path"], "uploadMode": "lfs" if is_large(f["path"]) else "regular", "shouldIgnore": False}
+            | {"oid": repository.stored_oid(f["path"])}
             for f in json.loads(body)["files"]
         ]
         return {"files": files}

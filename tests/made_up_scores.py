@@ -78,7 +78,7 @@ def made_up_scores(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "adapter_sha256": "a" * 64,
             "precision": "float32",
             "merged": True,
-            "merge_check": {"prompts": 4, "same_tokens": True},
+            "merge_check": {"positions": 120, "same_token_share": 0.9917, "largest_logit_difference": 0.002},
         },
         "generate": {"max_new_tokens": 96, "do_sample": False},
         "seed": 42,
@@ -93,12 +93,13 @@ def made_up_scores(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _summary(predictions: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
     better, label = LABELS[metric]
-    summary: dict[str, Any] = {"n": len(predictions), "better": better, "label": label}
+    summary: dict[str, Any] = {"n": len(predictions), "better": better, "label": label, "main": True}
     for who in predictions[0]["scores"][metric]:
         mean = sum(row["scores"][metric][who] for row in predictions) / len(predictions)
         summary[who] = {"mean": mean, "low": mean - 0.05, "high": mean + 0.05, "confidence": 0.95}
     if "base" in summary:
         mean = summary["adapter"]["mean"] - summary["base"]["mean"]
         interval = {"mean": mean, "low": mean - 0.04, "high": mean + 0.04, "confidence": 0.95, "p_value": 0.0004}
-        summary |= {"difference": interval, "verdict": "lower than the base's, beyond the interval"}
+        summary |= {"difference": interval | {"test": "permutation test"}, "shown": True, "side": "lower"}
+        summary["verdict"] = "lower than the base's, beyond the interval"
     return summary

@@ -50,7 +50,7 @@ def cleaned(rows: Sequence[Any], **steps: Any) -> tuple[list[Any], list[tuple[st
 
 @pytest.fixture(scope="module")
 def dirty() -> Any:
-    return load_rows(DataSection(path="embedded_dirty"))[0]
+    return load_rows(DataSection(path="embedded_dirty")).rows
 
 
 @pytest.mark.parametrize("step", [strip, collapse_all, collapse_lines, remove_non_printable, straighten_quotes])
@@ -189,14 +189,14 @@ def test_dirty_rows_come_out_as_a_person_would_write_them(dirty: Any) -> None:
 @pytest.mark.parametrize("path", ["embedded", "embedded_dirty"])
 def test_cleaning_twice_is_cleaning_once(path: str, keep_newlines: bool) -> None:
     clean = CleanSection(keep_newlines=keep_newlines)
-    once, _ = clean_rows(load_rows(DataSection(path=path))[0], clean)
+    once, _ = clean_rows(load_rows(DataSection(path=path)).rows, clean)
     twice, steps = clean_rows(once, clean)
     assert twice.to_list() == once.to_list()
     assert {(step["dropped"], step["changed"]) for step in steps} == {(0, 0)}
 
 
 def test_the_embedded_rows_are_clean() -> None:
-    _, steps = clean_rows(load_rows(DataSection(path="embedded"))[0], CleanSection())
+    _, steps = clean_rows(load_rows(DataSection(path="embedded")).rows, CleanSection())
     assert {(step["dropped"], step["changed"]) for step in steps} == {(0, 0)}
 
 

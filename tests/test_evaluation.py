@@ -7,18 +7,23 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from alpacare_sft.adapter import merge_adapter
 from alpacare_sft.asking import ask
 from alpacare_sft.cli import stopped_by_signals
 from alpacare_sft.errors import DataError, ModelError, RecipeError, RunError, StoppedError
 from alpacare_sft.evaluation import evaluate
 from alpacare_sft.evaluation.answering import reference_loss
-from alpacare_sft.generation import CUT, configure_generation, generate_answers, pad_left, read_answer
+from alpacare_sft.evaluation.compared_models import LOST_AT_MOST as LOST_LIMIT
+from alpacare_sft.evaluation.compared_models import ComparedModels
+from alpacare_sft.evaluation.held_out import encode_rows, read_test_split
+from alpacare_sft.generation import CUT, configure_generation, generate_answers, read_answer
 from alpacare_sft.hub.evidence import read_evidence
 from alpacare_sft.model import load_base_model
 from alpacare_sft.prompt import PromptEncoder
@@ -28,14 +33,8 @@ from alpacare_sft.run import RunDirectory
 from alpacare_sft.training import train
 
 Make = Callable[..., Recipe]
-MERGED_FROM = "alpacare_sft.evaluation.compared_models.MERGED_LIKE_ATTACHED"
+LOST_AT_MOST = "alpacare_sft.evaluation.compared_models.LOST_AT_MOST"
 ROW = {"instruction": "Name the bones of the forearm.", "input": "", "output": "The radius and the ulna."}
-
-
-def test_padding_stands_on_the_left() -> None:
-    ids, mask = pad_left([[5, 6], [7, 8, 9]], pad_token_id=2)
-    assert ids.tolist() == [[2, 5, 6], [7, 8, 9]]
-    assert mask.tolist() == [[0, 1, 1], [1, 1, 1]]
 
 
 def test_batch_1_and_batch_8_write_the_same_tokens(make_recipe: Make, tokenizer: Any) -> None:
@@ -130,7 +129,7 @@ def test_eval_writes_predictions_scores_and_pages(trained: Recipe) -> None:
     assert scores["metrics"]["general_loss"]["n"] == 50
     parts = {name: set(scores["metrics"]["loss"][name]) for name in ("base", "adapter", "difference")}
     plain = {"mean", "low", "high", "confidence"}
-    assert parts == {"base": plain, "adapter": plain, "difference": plain | {"p_value"}}
+    assert parts == {"base": plain, "adapter": plain, "difference": plain | {"p_value", "test"}}
     rows = read_predictions(found.folder)
     assert len(rows) == 6
     assert {"id", "prompt", "reference", "base", "adapter", "base_end", "adapter_end", "scores"} <= set(rows[0])
@@ -208,9 +207,8 @@ def test_merging_is_checked_and_told(trained: Recipe, monkeypatch: pytest.Monkey
     assert model["merged"] is True
     assert model["merge_check"]["same_token_share"] > 0.98
     assert model["merge_check"]["largest_logit_difference"] < 1e-4
-    monkeypatch.setattr(
-        "alpacare_sft.evaluation.compared_models.MERGED_LIKE_ATTACHED", 1.1
-    )  # as if merging had rounded it away
+    assert model["merge_check"]["lost_share"] < 1e-3
+    monkeypatch.setattr(LOST_AT_MOST, -1.0)  # as if merging had rounded it away
     apart = evaluate(trained, limit=3)
     assert apart.scores["model"]["merged"] is False
     assert {line["adapter_end"] for line in apart.predictions} <= {"length", "end_token", "run_on"}
@@ -219,7 +217,7 @@ def test_merging_is_checked_and_told(trained: Recipe, monkeypatch: pytest.Monkey
 def test_merged_and_attached_adapters_write_the_same(trained: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     merged = evaluate(trained).predictions
     shutil.rmtree(trained.output_dir / "eval")
-    monkeypatch.setattr(MERGED_FROM, 1.1)
+    monkeypatch.setattr(LOST_AT_MOST, -1.0)
     assert [row["adapter"] for row in evaluate(trained).predictions] == [row["adapter"] for row in merged]
 
 
@@ -242,7 +240,7 @@ def test_without_a_baseline_the_adapter_is_scored_alone(trained: Recipe) -> None
     trained.evaluate.baseline = False
     found = evaluate(trained, limit=2)
     assert not any("base" in part or "difference" in part for part in found.scores["metrics"].values())
-    assert "No base was scored" in found.scores["verdict"]
+    assert "The base was not scored" in found.scores["verdict"]
 
 
 def test_the_loss_alone_writes_no_answer(trained: Recipe) -> None:
@@ -291,7 +289,7 @@ def test_one_copy_of_the_weights_even_where_merging_fails(trained: Recipe, monke
         loaded.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(MERGED_FROM, 1.1)
+    monkeypatch.setattr(LOST_AT_MOST, -1.0)
     monkeypatch.setattr("alpacare_sft.evaluation.compared_models.load_base_model", load)
     evaluate(trained, limit=2)
     assert len(loaded) == 2
@@ -343,7 +341,7 @@ def test_another_adapter_is_scored_and_one_of_another_base_refused(trained: Reci
     (other / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "some/base"}))
     with pytest.raises(ModelError, match=r"was trained on some/base, the base here is"):
         evaluate(trained, adapter=str(other), limit=1)
-    with pytest.raises(ModelError, match=r"--adapter: .*nowhere is no directory"):
+    with pytest.raises(ModelError, match=r"--adapter: .*nowhere is neither a directory"):
         evaluate(trained, adapter=str(tmp_path / "nowhere"), limit=1)
 
 
@@ -408,3 +406,104 @@ def test_ask_refuses_no_question_and_one_too_long(trained: Recipe) -> None:
         ask(trained, "  ")
     with pytest.raises(RecipeError, match="tokens long, more than the model reads"):
         ask(trained, "bone " * 2000)
+
+
+def test_another_batch_size_keeps_what_was_answered(trained: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = evaluate(trained).predictions
+    trained.generate.batch_size = 1  # what a full memory calls for
+    monkeypatch.setattr(
+        "alpacare_sft.evaluation.compared_models.load_base_model", lambda *_: pytest.fail("nothing is left to ask")
+    )
+    assert evaluate(trained).predictions == whole
+
+
+def test_other_answers_leave_the_losses_as_they_are(trained: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate(trained, limit=2)
+    trained.generate.max_new_tokens = 4
+    monkeypatch.setattr(
+        "alpacare_sft.evaluation.answering.reference_loss", lambda *_: pytest.fail("the losses are known")
+    )
+    assert {row["adapter_tokens"] for row in evaluate(trained, limit=2).predictions} <= {1, 2, 3, 4}
+
+
+def test_a_question_begun_anew_ends_an_answer_there(
+    make_recipe: Make, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_base_model(make_recipe().model, "float32").eval()
+    script = tokenizer("Rest.\n\n### Instruction:\nName more bones of the arm.", add_special_tokens=False)["input_ids"]
+    forward, steps = model.forward, iter(script)
+
+    @wraps(forward)
+    def scripted(*arguments: Any, **words: Any) -> Any:
+        out = forward(*arguments, **words)
+        out.logits[:, -1] = torch.nn.functional.one_hot(torch.tensor(next(steps)), out.logits.shape[-1]).float()
+        return out
+
+    monkeypatch.setattr(model, "forward", scripted)
+    answers = generate_answers(
+        model, tokenizer, [[0, 70, 71]] * 2, GenerateSection(max_new_tokens=60), learnt_end=tokenizer.eos_token_id
+    )
+    assert [(answer.text, answer.end) for _, answer in answers] == [("Rest.", "run_on")] * 2
+    assert "".join(tokenizer.decode(list(steps))) == "Name more bones of the arm."  # never written
+
+
+def test_an_adapter_with_other_names_is_refused(trained: Recipe, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other"
+    shutil.copytree(trained.output_dir / "adapter", other)
+    weights = load_file(other / "adapter_model.safetensors")
+    save_file(
+        {name.replace("q_proj", "q"): value for name, value in weights.items()}, other / "adapter_model.safetensors"
+    )
+    with pytest.raises(ModelError, match="tensors have no counterpart"):
+        evaluate(trained, adapter=str(other), limit=1)
+
+
+def test_an_adapter_that_merging_rounds_away_stays_beside_the_weights(trained: Recipe) -> None:
+    run = RunDirectory(trained.output_dir)
+    models = ComparedModels(trained, trained, run)
+    models._dtype = "bfloat16"
+    attached = models.with_adapter_attached()
+    with torch.no_grad():
+        for name, weight in attached.named_parameters():
+            if "lora_B" in name:
+                weight.mul_(1e-4)
+    rows = encode_rows(read_test_split(run, 4).rows, PromptEncoder(models.tokenizer, trained.prompt))
+    check = merge_adapter(attached, rows)[1]
+    assert check["lost_share"] > LOST_LIMIT
+    assert check["same_token_share"] > 0.9  # which alone would have let it pass
+
+
+def test_the_base_is_loaded_at_the_commit_that_was_trained_on(trained: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory(trained.output_dir)
+    run.update_record({"base_model": {**run.read_record()["base_model"], "revision": "0123abc"}})
+    asked: list[str] = []
+
+    def load(section: Any, dtype: str) -> Any:
+        asked.append(section.model_revision)
+        return load_base_model(section, dtype)
+
+    monkeypatch.setattr("alpacare_sft.evaluation.compared_models.load_base_model", load)
+    evaluate(trained, limit=1)
+    assert set(asked) == {"0123abc"}
+
+
+def test_an_unfinished_training_is_not_scored(trained: Recipe) -> None:
+    RunDirectory(trained.output_dir).update_record({"status": "running"})
+    with pytest.raises(RunError, match=r"has not ended. Run it again to go on"):
+        evaluate(trained)
+
+
+def test_rows_past_the_context_are_counted(trained: Recipe, write_rows: Callable[..., Path]) -> None:
+    rows = [{"instruction": "Name bones.", "input": "", "output": "radius " * n} for n in (900, 3)]
+    found = evaluate(trained, rows=str(write_rows(rows, "long.jsonl")))
+    assert found.scores["beyond_context"] == 1
+    assert found.scores["rows_file"]["name"] == "long.jsonl"
+
+
+def test_what_another_adapter_learnt_is_not_claimed_to_be_known(trained: Recipe, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(trained.output_dir / "adapter", other)
+    assert "not known here" in evaluate(trained, adapter=str(other), limit=1).scores["unseen"]
+    assert "not known here" not in evaluate(trained, limit=1).scores["unseen"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from alpacare_sft import evaluation_report
-from alpacare_sft.evaluation_report import save_evaluation_report, split_shared
+from alpacare_sft.evaluation_report import compare_words, save_evaluation_report
 from tests.made_up_scores import HOSTILE, NOTICE, made_up_predictions, made_up_scores
 
 Rows = list[dict[str, Any]]
@@ -36,7 +36,16 @@ def test_verdict_and_what_it_is_not_stand_at_the_top(tmp_path: Path) -> None:
     top = words(page_of(tmp_path, made_up_predictions(12)).split("<nav")[0])
     assert "The adapter's loss is lower than the base's, beyond the interval." in top
     assert "Intervals cover the choice of test rows, not the training seed." in top
-    assert "no measure of medical correctness" in top and "review.html" in top
+    assert "no measure of medical correctness" in top
+    assert "People should judge the answers on the blind sheet review.html before they read this page" in top
+
+
+def test_forgetting_alone_says_nothing_of_wording_or_of_a_sheet(tmp_path: Path) -> None:
+    scores = made_up_scores(made_up_predictions(3))
+    scores["metrics"] = {"general_loss": scores["metrics"]["loss"]}
+    top = words(page_of(tmp_path, [], scores).split("<nav")[0])
+    assert "no measure of medical correctness" in top
+    assert "wording" not in top and "review.html" not in top
 
 
 def test_scores_have_intervals_p_values_and_words(tmp_path: Path) -> None:
@@ -44,20 +53,43 @@ def test_scores_have_intervals_p_values_and_words(tmp_path: Path) -> None:
     shown = words(page_of(tmp_path, rows).split('id="scores"')[1].split("</table>")[0])
     assert "loss loss on the references, nats a token; lower is better" in shown
     assert "2.5000 2.4500 to 2.5500 2.2400 2.1900 to 2.2900 −0.2600 −0.3000 to −0.2200 under 0.001" in shown
+    assert "lower is better; main score" in shown
     assert "lower than the base's, beyond the interval" in shown
     assert "Means over 10 test rows, below each its 95 % interval." in shown.replace("\xa0", " ")
 
 
 @pytest.mark.parametrize("answer", ["", "  the Ulna,\nthe radius. ", "the and the and", "…", HOSTILE, "naïve café"])
 def test_shared_words_cut_an_answer_and_lose_nothing(answer: str) -> None:
-    parts = split_shared(answer, "The radius and the ulna (naïve).")
-    assert "".join(text for text, _ in parts) == answer
-    assert all(text for text, _ in parts)
+    reference, answers = compare_words("The radius and the ulna (naïve).", {"base": answer, "adapter": "The ulna"})
+    assert "".join(text for text, _ in answers["base"]) == answer
+    assert "".join(text for text, _ in reference) == "The radius and the ulna (naïve)."
+    assert all(text for parts in (reference, *answers.values()) for text, _ in parts)
 
 
 def test_words_in_the_order_of_the_reference_are_shared() -> None:
-    parts = split_shared("Surely THE radius, and an ulna.", "The radius and the ulna")
-    assert parts == [("Surely ", False), ("THE radius, and", True), (" an ", False), ("ulna", True), (".", False)]
+    reference, answers = compare_words("The radius and the ulna", {"adapter": "Surely THE radius, and an ulna."})
+    expected = [("Surely ", ""), ("THE radius, and", "shared"), (" an ", ""), ("ulna", "shared"), (".", "")]
+    assert answers == {"adapter": expected}
+    assert reference == [("The radius and ", ""), ("the", "missed"), (" ulna", "")]
+
+
+def test_words_of_one_answer_alone_are_told_apart() -> None:
+    reference, answers = compare_words("The radius and the ulna", {"base": "A radius.", "adapter": "radius and ulna"})
+    assert answers["base"] == [("A ", ""), ("radius", "shared"), (".", "")]
+    assert answers["adapter"] == [("radius", "shared"), (" ", ""), ("and ulna", "only")]
+    assert reference == [("The", "missed"), (" radius and ", ""), ("the", "missed"), (" ulna", "")]
+
+
+def test_the_marks_of_words_are_explained_and_told_without_colour(tmp_path: Path) -> None:
+    page = page_of(tmp_path, made_up_predictions(12))
+    legend = page.split('<h2 id="answers">')[1].split('<form class="controls"')[0]
+    for kind in ("shared", "shared only", "missed"):
+        assert f'<span class="{kind}">' in legend and page.count(f'<span class="{kind}">') > 3
+    assert "underlined where both answers have them, bold and underlined twice where only this one does" in words(
+        legend
+    )
+    alone = words(page_of(tmp_path, made_up_predictions(12, baseline=False)))
+    assert "are underlined . In the reference, dotted words are not in the answer." in alone
 
 
 def test_text_of_rows_is_shown_and_never_obeyed(tmp_path: Path) -> None:
@@ -188,7 +220,8 @@ def test_what_repeats_it_is_told(tmp_path: Path) -> None:
     page = page_of(tmp_path, rows)
     shown = words(page.split('id="repeat"')[1])
     assert "--generate.max_new_tokens 96 --generate.do_sample false" in shown
-    for fact in ("Base model tiny", "Precision float32", "same_tokens yes", "Seed 42", "torch 2.13.0", "Cores 2"):
+    facts = ("Base model tiny", "Precision float32", "Positions with the same likeliest token 99.17 %", "Seed 42")
+    for fact in (*facts, "Largest logit difference 0.002", "torch 2.13.0", "Cores 2"):
         assert fact in shown
     assert all(f'title="{letter * 64}"' in page for letter in "abc")
     assert "somebody" not in page

@@ -289,6 +289,7 @@ def test_the_adapter_names_its_base_and_the_commit(trained: Path, record: dict[s
     commit = hub.repositories[0].commit
     config = json.loads((trained / "adapter" / "adapter_config.json").read_text())
     assert record["base_model"] == {"name": MODEL, "revision": commit}
+    assert record["data_commit"] == hub.repositories[1].commit
     assert {key: config[key] for key in REFERENCE_LORA} == REFERENCE_LORA
     assert (config["base_model_name_or_path"], config["revision"]) == (MODEL, commit)
     assert sorted(config["target_modules"]) == ["q_proj", "v_proj"]

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from alpacare_sft.errors import RecipeError, RunError
 from alpacare_sft.recipe import Recipe
 from alpacare_sft.recipe.sections import JudgeSection
 from alpacare_sft.recipe.writing import recipe_sha256
-from alpacare_sft.review import judge, judge_answers, show_judge
+from alpacare_sft.review import check_judge, endpoint, judge_answers, show_judge
 
 KEY = "secret-of-this-test"
 USAGE = {"prompt_tokens": 100, "completion_tokens": 7}
@@ -61,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(judge, "BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr(endpoint, "BACKOFF_SECONDS", 0.0)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with Server(("127.0.0.1", 0), Handler) as running:
@@ -73,10 +74,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread.join()
 
 
-def ask(server: Server, respond: Callable[[dict[str, Any]], Answer], count: int = 1, **keys: Any) -> dict[str, Any]:
+def ask(
+    server: Server, respond: Callable[[dict[str, Any]], Answer], count: int = 1, kept: Path | None = None, **keys: Any
+) -> dict[str, Any]:
     server.respond = respond  # type: ignore[method-assign]
-    section = JudgeSection(endpoint=f"http://127.0.0.1:{server.server_port}/v1/", model="m", **keys)
-    return judge_answers(rows(count), section)
+    section = JudgeSection(**{"endpoint": f"http://127.0.0.1:{server.server_port}/v1/", "model": "m"} | keys)
+    return judge_answers(rows(count), section, kept)
 
 
 def adapter_first(body: dict[str, Any]) -> bool:
@@ -119,8 +122,8 @@ def test_tokens_and_refusals_are_counted(server: Server) -> None:
         reply("VERDICT: TIE"),
     ]
     found = ask(server, lambda body: answers[len(server.asked) - 1], count=3)
-    assert (found["refused"], found["unreadable"], found["failed"]) == (2, 2, 0)
-    assert found["tokens"] == {"prompt": 300, "completion": 21, "unknown": 3}
+    assert (found["refused"], found["unreadable"], found["failed"]) == (2, 0, 2)
+    assert found["tokens"] == {"prompt": 300, "completion": 21, "unknown": 1}
     assert found["verdicts"] == {"adapter": 0, "base": 0, "tie": 1, "none": 2, "orders_disagreed": 0}
 
 
@@ -149,6 +152,12 @@ def test_a_server_that_refuses_at_once_is_told_without_the_key(server: Server, s
     assert KEY not in str(e.value)
 
 
+def test_a_page_in_the_place_of_a_reply_is_told(server: Server) -> None:
+    with pytest.raises(RunError, match="its reply is not a chat completion: <html> Welcome"):
+        ask(server, lambda body: (200, "<html>\n Welcome"), count=9)
+    assert len(server.asked) == 2
+
+
 def test_an_endpoint_that_is_not_there(server: Server) -> None:
     section = JudgeSection(endpoint="http://127.0.0.1:9/v1", model="m")
     with pytest.raises(RunError, match=r"127\.0\.0\.1:9/v1: it cannot be reached\."):
@@ -158,7 +167,50 @@ def test_an_endpoint_that_is_not_there(server: Server) -> None:
 def test_what_was_paid_for_is_kept_when_the_server_goes_away(server: Server) -> None:
     found = ask(server, lambda body: likes_adapter(body) if len(server.asked) <= 3 else (400, "gone"), count=9)
     assert (found["n"], found["failed"], found["verdicts"]["adapter"], found["verdicts"]["none"]) == (3, 3, 1, 2)
-    assert found["stopped"] == "Stopped after 3 of 9 rows, 3 requests failed: status 400, gone."
+    assert found["stopped"] == (
+        "Stopped after 3 of 9 rows: 3 requests failed in a row (status 400, gone). Run it again to ask what is missing."
+    )
+
+
+def test_what_was_answered_is_not_asked_again(server: Server, tmp_path: Path) -> None:
+    kept = tmp_path / "replies.jsonl"
+    ask(server, lambda body: likes_adapter(body) if len(server.asked) <= 3 else (400, "gone"), count=9, kept=kept)
+    assert len(kept.read_text().splitlines()) == 3
+    with kept.open("a") as file:
+        file.write('{"fingerprint": "of a stop in the mid')
+    server.asked.clear()
+    found = ask(server, likes_adapter, count=9, kept=kept)
+    assert (len(server.asked), found["requests"], found["kept"]) == (15, 18, 3)
+    assert found["verdicts"]["adapter"] == 9 and found["tokens"]["prompt"] == 1800
+    assert ask(server, likes_adapter, count=9, kept=kept) == {**found, "kept": 18}
+    assert len(server.asked) == 15
+
+
+def test_a_stop_loses_no_reply(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(session: Any, section: JudgeSection, content: str) -> endpoint.Reply:
+        if len(server.asked) == 5:
+            raise KeyboardInterrupt
+        return endpoint.ask_judge(session, section, content)
+
+    monkeypatch.setattr("alpacare_sft.review.judge.ask_judge", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ask(server, likes_adapter, count=9, kept=tmp_path / "replies.jsonl")
+    monkeypatch.undo()
+    assert len((tmp_path / "replies.jsonl").read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("other", [{"model": "n"}, {"temperature": 0.5}, {"temperature": None}])
+def test_another_judge_is_asked_anew(server: Server, tmp_path: Path, other: dict[str, Any]) -> None:
+    ask(server, likes_adapter, kept=tmp_path / "replies.jsonl")
+    found = ask(server, likes_adapter, kept=tmp_path / "replies.jsonl", **other)
+    assert (found["kept"], len(server.asked)) == (0, 4)
+
+
+def test_a_server_that_fails_at_the_first_new_request_leaves_what_is_known(server: Server, tmp_path: Path) -> None:
+    ask(server, likes_adapter, count=2, kept=tmp_path / "replies.jsonl")
+    found = ask(server, lambda body: (400, "gone"), count=9, kept=tmp_path / "replies.jsonl")
+    assert (found["verdicts"]["adapter"], found["kept"], found["failed"]) == (2, 4, 4)
+    assert found["stopped"] is not None
 
 
 def test_the_key_goes_to_the_endpoint_and_nowhere_else(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,7 +221,9 @@ def test_the_key_goes_to_the_endpoint_and_nowhere_else(server: Server, capsys: p
     assert body["model"] == "m" and "temperature" not in body
     told = capsys.readouterr()
     assert KEY not in json.dumps(found) + told.out + told.err
-    assert "opinion of one language model" in " ".join(told.out.split())
+    shown = " ".join(told.out.split())
+    assert "opinion of one language model" in shown
+    assert "4 requests, 0 of them answered earlier" in shown and "400 prompt tokens and 28 completion tokens." in shown
 
 
 def test_no_key_is_sent_where_none_is_named(server: Server) -> None:
@@ -182,6 +236,17 @@ def test_a_key_that_is_not_set_is_told_before_anything_is_asked(server: Server) 
     with pytest.raises(RecipeError, match="JUDGE_KEY_OF_NOBODY is empty"):
         ask(server, likes_adapter, api_key_env="JUDGE_KEY_OF_NOBODY")
     assert server.asked == []
+
+
+def test_a_key_is_looked_for_before_there_are_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    section = JudgeSection(endpoint="http://127.0.0.1:9/v1", model="m", api_key_env="JUDGE_KEY")
+    for value, told in (("", "is empty"), ("ключ", "holds characters that no key has")):
+        monkeypatch.setenv("JUDGE_KEY", value)
+        with pytest.raises(RecipeError, match=f"JUDGE_KEY {told}"):
+            check_judge(section)
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    for judge in (section, None, JudgeSection(endpoint="http://127.0.0.1:9/v1", model="m")):
+        check_judge(judge)
 
 
 def test_without_a_base_there_is_nothing_to_judge(server: Server) -> None:

@@ -21,7 +21,8 @@ BASES = {
     "codellama/CodeLlama-7b-hf": ("llama2", ""),
     "meta-llama/LlamaGuard-7b": ("llama2", ""),
     "meta-llama/Meta-Llama-Guard-2-8B": ("llama3", "Llama-3"),
-    "meta-llama/Llama-Guard-3-8B": ("llama3.1", "Llama"),
+    "meta-llama/Llama-Guard-3-8B": None,  # Meta names two licences for it
+    "meta-llama/Llama-Guard-3-11B-Vision": ("llama3.2", "Llama"),
     "meta-llama/Llama-Guard-3-1B-INT4": ("llama3.2", "Llama"),
     "meta-llama/Llama-Guard-4-12B": ("llama4", "Llama"),
     "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": ("llama3.1", "Llama"),
@@ -85,16 +86,45 @@ FAULTS = {
         {"repo_id": "me/x", "license": "llama3.1"},
         ["must begin with 'Llama'"],
     ),
-    "no derivatives": ("a/b", "c/d", {"data_license": "cc-by-nd-4.0"}, ["forbids sharing what is made"]),
+    "no derivatives": ("a/b", "c/d", {"data_license": "cc-by-nd-4.0"}, ["forbids sharing derivatives"]),
     "rows of nobody": ("a/b", "c/d", {"include_rows": True}, ["hub.include_rows: true publishes the text of rows"]),
     "rows under a licence": ("a/b", "c/d", {"include_rows": True, "data_license": "cc0-1.0"}, []),
 }
 
 
-def test_the_notice_is_that_of_the_licence_as_named_or_as_stated() -> None:
-    named, stated = base_license("meta-llama/Llama-2-7b-hf"), base_license("me/llama-x", "llama3.1")
-    assert named and named.notice.startswith("Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c)")
-    assert stated and stated.notice.startswith("Llama 3.1 is licensed under the Llama 3.1 Community License")
+# Words of section 1.b of each licence, in models/llama*/LICENSE of github.com/meta-llama/llama-models.
+META = "Meta Platforms, Inc. All Rights Reserved."
+ASKED = {
+    "llama2": (f"Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) {META}", ""),
+    "llama3": (
+        f"Meta Llama 3 is licensed under the Meta Llama 3 Community License, Copyright © {META}",
+        "Built with Meta Llama 3",
+    ),
+    "llama3.1": (
+        f"Llama 3.1 is licensed under the Llama 3.1 Community License, Copyright © {META}",
+        "Built with Llama",
+    ),
+    "llama3.2": (
+        f"Llama 3.2 is licensed under the Llama 3.2 Community License, Copyright © {META}",
+        "Built with Llama",
+    ),
+    "llama3.3": (
+        f"Llama 3.3 is licensed under the Llama 3.3 Community License, Copyright © {META}",
+        "Built with Llama",
+    ),
+    "llama4": (f"Llama 4 is licensed under the Llama 4 Community License, Copyright © {META}", "Built with Llama"),
+}
+
+
+@pytest.mark.parametrize("stated", ASKED)
+def test_notice_and_line_to_display_are_those_of_the_licence(stated: str) -> None:
+    known = base_license("me/llama-x", stated)
+    assert known and (known.notice, known.built_with) == ASKED[stated]
+    named = base_license(f"me/{stated.replace('llama', 'Llama-')}-x")
+    assert named == known
+
+
+def test_a_licence_that_is_stated_does_not_make_a_llama() -> None:
     assert base_license(TINY, "apache-2.0") is None
 
 

@@ -8,6 +8,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from alpacare_sft.metrics import (
     ROUGE_TYPES,
     Rouge,
+    choice_scores,
     chosen_option,
     parse_options,
     rouge_scores,
@@ -21,6 +22,32 @@ def test_rouge_has_the_values_of_rouge_score_row_by_row() -> None:
     scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
     expected = [scorer.score(reference, answer) for answer, reference in zip(ANSWERS, REFERENCES, strict=True)]
     assert rouge_scores(ANSWERS, REFERENCES) == {kind: [row[kind].fmeasure for row in expected] for kind in ROUGE_TYPES}
+
+
+# What "rouge" of evaluate 0.4.6 (metrics/rouge/rouge.py) gives with use_stemmer=True, use_aggregator=False.
+OF_EVALUATE = {
+    "rouge1": [0.736842, 0.75, 0.0, 0.666667, 1.0, 0.421053, 0.823529],
+    "rouge2": [0.235294, 0.0, 0.0, 0.5, 0.666667, 0.0, 0.266667],
+    "rougeL": [0.631579, 0.25, 0.0, 0.666667, 0.5, 0.421053, 0.470588],
+    "rougeLsum": [0.631579, 0.25, 0.0, 0.666667, 1.0, 0.421053, 0.470588],
+}
+
+
+def test_rouge_has_the_values_of_evaluates_own() -> None:
+    answers = [
+        *ANSWERS,
+        "one two\nthree four",
+        "Take 2 tablets daily; don't drink alcohol.",
+        "Dehydration is caused by losing fluids.\n\nDrink water often.",
+    ]
+    references = [
+        *REFERENCES,
+        "three four\none two",
+        "Take two tablets a day and do not drink any alcohol.",
+        "Losing fluid causes dehydration.\nOften, drinking water helps.",
+    ]
+    scores = rouge_scores(answers, references)
+    assert scores == {kind: pytest.approx(values, abs=1e-6) for kind, values in OF_EVALUATE.items()}
 
 
 def test_rouge_has_known_values() -> None:
@@ -63,12 +90,56 @@ def test_options_are_read(text: str, options: dict[str, str]) -> None:
         ("b.", "B"),
         ("The correct answer is: C", "C"),
         ("Answer: (A) radius", "A"),
+        ("Answer: **B**", "B"),
+        ("**B**", "B"),
+        ("B\nIt lies on the side of the little finger.", "B"),
+        ("B - ulna", "B"),
+        ("B, because it lies on the side of the little finger.", "B"),
+        ("The answer is B because it lies on that side.", "B"),
+        ("I think that the correct answer is option C.", "C"),
+        ("Option B is correct.", "B"),
+        ("A) radius B) ulna C) femur\nThe answer is B.", "B"),
         ("It is the ulna, which lies on the side of the little finger.", "B"),
+        ("It is the ulna, not the radius.", "B"),
+        ("It is not the radius but the ulna.", "B"),
+        ("The ulna does not touch the wrist.", "B"),
         ("A bone of the leg.", None),  # an article, not a letter
+        ("The answer is A bone of the leg.", None),
+        ("Vitamin A is the best choice.", None),
         ("Either the radius or the ulna.", None),
+        ("Not the ulna.", None),
+        ("The ulna is wrong.", None),
+        ("All except the ulna.", None),
+        ("Option B is not correct.", None),
+        ("I do not think that the answer is B.", None),
+        ("A and B", None),
+        ("A, B", None),
+        ("The answer is A or B.", None),
+        ("B) ulna. The answer is C.", None),
+        ("A) radius B) ulna C) femur", None),  # the options again, none chosen
         ("D", None),
         ("", None),
     ],
 )
 def test_the_one_option_that_is_chosen(answer: str, choice: str | None) -> None:
     assert chosen_option(answer, {"A": "radius", "B": "ulna", "C": "femur"}) == choice
+
+
+def test_a_dot_in_the_text_of_an_option_makes_no_letter() -> None:
+    options = {"A": "S. aureus", "B": "C. difficile", "C": "H. pylori", "D": "E. coli", "E": "none"}
+    answers = ["E. coli causes it.", "The answer is E. coli.", "C. difficile", "B. C. difficile", "E."]
+    assert [chosen_option(answer, options) for answer in answers] == ["D", "D", "B", "B", "E"]
+
+
+@pytest.mark.parametrize("text", ["\n" * 20_000 + "x", "! " * 20_000, "answer is " * 5_000, "A, " * 5_000])
+def test_a_long_answer_is_read_in_no_time(text: str) -> None:
+    assert chosen_option(text, {"A": "radius", "B": "ulna"}) is None
+
+
+def test_a_choice_that_cannot_be_read_is_told_apart_from_a_wrong_one() -> None:
+    row = {"instruction": "Which bone? A) radius B) ulna", "input": "", "output": "B) ulna"}
+    rows = [row, row, row, row | {"output": "Either."}, row | {"instruction": "Which bone?"}]
+    assert choice_scores(rows, ["B", "A", "It lies in the arm.", "B", "B"]) == {
+        "choice_accuracy": [1.0, 0.0, 0.0, None, None],
+        "choice_unread": [0.0, 0.0, 1.0, None, None],
+    }

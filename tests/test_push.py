@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -20,7 +21,10 @@ from alpacare_sft import load_recipe, push, train
 from alpacare_sft.adapter import adapter_sha256
 from alpacare_sft.cli import main
 from alpacare_sft.errors import RecipeError, RunError
+from alpacare_sft.hub.evidence import pinned_recipe
 from alpacare_sft.hub.files import _recipe_text
+from alpacare_sft.hub.preflight import find_license
+from alpacare_sft.recipe.writing import read_resolved, recipe_sha256, recipe_yaml
 from alpacare_sft.run import RunDirectory, file_sha256
 from tests.conftest import tiny_document
 from tests.hub_server import Repository, serve
@@ -189,13 +193,19 @@ def test_the_published_recipe_loads_and_trains_the_same(
     push(make())
     (tmp_path / "recipe.yaml").write_bytes(hub.of(name_of(words)).read("recipe.yaml"))
     published = load_recipe(tmp_path / "recipe.yaml")
-    assert (
-        recipe_differences(
-            published, load_recipe(trained / "recipe.yaml", ["--train.bf16", "false", "--train.fp16", "false"])
-        )
-        == []
-    )
+    given = load_recipe(trained / "recipe.yaml", ["--train.bf16", "false", "--train.fp16", "false"])
+    commit = hub.repositories[0].commit
+    assert recipe_differences(given, published) == [f"model.model_revision: main → {commit}"]
     assert (str(published.output_dir), published.hub.repo_id) == ("runs/run", name_of(words))
+
+
+def test_a_rerun_fetches_the_commits_that_the_run_recorded(make: Any) -> None:
+    of_hub, of_files = make("--data.path", "owner/rows"), make()
+    record = {"base_model": {"name": BASE, "revision": "a" * 40}, "data_commit": "b" * 40}
+    pinned = pinned_recipe(of_hub, record)
+    assert (pinned.model.model_revision, pinned.data.revision) == ("a" * 40, "b" * 40)
+    assert pinned_recipe(of_files, record).data.revision is None
+    assert pinned_recipe(of_hub, {"base_model": {"name": "embedded", "revision": None}}) == of_hub
 
 
 def test_the_published_recipe_names_no_project_and_no_account(make: Any, tmp_path: Path) -> None:
@@ -225,8 +235,8 @@ def test_pushing_the_same_twice_changes_nothing(
     second = push(make())
     assert (second.commit, second.changed) == (first.commit, False)
     assert len(hub.of(name_of(words)).history) == 2
-    assert {method for method, _, _ in hub.requests[asked:]} == {"GET"}
-    assert "holds this already" in capsys.readouterr().out
+    assert [path for _, path, _ in hub.requests[asked:] if "/commit/" in path or path.startswith("/lfs/")] == []
+    assert "already holds exactly this" in capsys.readouterr().out
 
 
 def test_a_later_push_sends_what_changed_alone(hub: WritableHub, words: list[str], make: Any, run: Path) -> None:
@@ -267,14 +277,15 @@ CARD = {
     "intervals": "not the training seed",
     "funnel": "| Rows loaded | 336 |",
     "training rows": "| Training split | 24 |",
-    "leaks": "questions that stand in two splits: 0.",
+    "leaks": "Overlap between splits: 0 questions occur in more than one. 0 test rows nearly repeat",
     "rate": "| learning_rate | 0.01 |",
     "lora": "| LoRA | r 4, alpha 8",
-    "steps": "| optimizer steps | 4 of 4 rows |",
+    "steps": "| optimizer steps | 4, each on 4 rows |",
     "energy": "| energy | not measured |",
     "prompt": "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Answer:",
     "base": f'AutoModelForCausalLM.from_pretrained("{BASE}", revision="',
-    "again": "recipe.yaml --local-dir . && alpacare-sft train recipe.yaml",
+    "again": "recipe.yaml --local-dir . && alpacare-sft train recipe.yaml && alpacare-sft eval recipe.yaml",
+    "pinned": "`recipe.yaml` names the base model by commit",
     "data": "cc0-1.0",
 }
 
@@ -284,14 +295,36 @@ def test_the_card_says(part: str, make: Any, capsys: pytest.CaptureFixture[str])
     assert CARD[part] in push(make(), dry_run=True).card
 
 
-def test_the_code_of_the_card_runs(
-    hub: WritableHub, words: list[str], make: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    card = push(make("--generate.max_new_tokens", "8")).card
+def run_code(card: str) -> dict[str, Any]:
+    """The names that the card's lines of Python leave behind."""
     code = re.search(r"```python\n(.+?)```", card, re.DOTALL)
     assert code is not None
     exec(code[1], scope := {})
-    assert scope["answer"].shape[1] > scope["prompt"]["input_ids"].shape[1]
+    return scope
+
+
+def test_the_code_of_the_card_stops_where_the_run_does(
+    hub: WritableHub, words: list[str], make: Any, run: Path
+) -> None:
+    scope = run_code(push(make("--generate.max_new_tokens", "8")).card)
+    length, whole = scope["prompt"]["input_ids"].shape[1], scope["answer"][0].tolist()
+    assert len(whole) == length + 8
+    end = whole[length + 2]
+    RunDirectory(run).update_record({"end_token_ids": [1, end]})
+    stopped = run_code(push(make("--generate.max_new_tokens", "8")).card)["answer"][0].tolist()
+    assert stopped == whole[: whole.index(end, length) + 1]
+
+
+def test_the_code_of_the_card_ends_answers_where_the_run_does(
+    hub: WritableHub, words: list[str], make: Any, run: Path
+) -> None:
+    recipe = read_resolved(run / "recipe.yaml")
+    recipe = dataclasses.replace(recipe, prompt=dataclasses.replace(recipe.prompt, format="chat", system='Be "kind".'))
+    (run / "recipe.yaml").write_text(recipe_yaml(recipe))
+    RunDirectory(run).update_record({"recipe_sha256": recipe_sha256(recipe), "end_token_ids": [1, 3]})
+    scope = run_code(push(make("--generate.max_new_tokens", "8")).card)
+    assert scope["model"].generation_config.eos_token_id == [1, 3]
+    assert scope["messages"][0] == {"role": "system", "content": 'Be "kind".'}
 
 
 def test_an_adapter_without_scores_is_said_not_to_be_evaluated(
@@ -323,7 +356,7 @@ def test_a_dry_run_asks_nobody_and_writes_nothing(
 REFUSED = {
     "no token": ("", "tester/x", ("no token was found", "settings/tokens")),
     "unknown token": (UNKNOWN, "tester/x", ("does not know this token", "hf auth login")),
-    "token with a space": ("hf_a b", "tester/x", ("holds characters that none has",)),
+    "token with a space": ("hf_a b", "tester/x", ("contains characters that no token has",)),
     "read-only token": (READER, "tester/x", ("may only read", "settings/tokens")),
     "narrow token": (NARROW, "tester/x", ("fine-grained token may not write to tester/x", "under tester")),
     "stranger's name": (WRITER, "stranger/x", ("stranger is neither the token's account (tester)", "tester/x")),
@@ -331,9 +364,9 @@ REFUSED = {
     "another work": (
         WRITER,
         "tester/taken",
-        ("is taken by another work (it holds model.safetensors)", "Choose another"),
+        ("already holds something else (model.safetensors)", "Choose another"),
     ),
-    "another base": (WRITER, "tester/other", ("holds an adapter of them/other-base", BASE, "Choose another")),
+    "another base": (WRITER, "tester/other", ("holds an adapter for them/other-base", BASE, "Choose another")),
     "public": (WRITER, "tester/public", ("hub.private is true and tester/public is public", "hub.private: false")),
 }
 
@@ -382,7 +415,7 @@ WRONG = {
     "hub.repo_id must name the repository": ["--hub.repo_id", "null"],
     "hub.repo_id must be owner/name": ["--hub.repo_id", "no-owner"],
     "hub.repo_id must be owner/name, of letters": ["--hub.repo_id", "tester/a b"],
-    "forbids sharing what is made of the rows": ["--hub.data_license", "cc-by-nd-4.0"],
+    "forbids sharing derivatives of the rows": ["--hub.data_license", "cc-by-nd-4.0"],
 }
 
 
@@ -420,6 +453,31 @@ def change_weights(run: Path) -> None:
     save_file({name: value * 2 for name, value in load_file(path).items()}, path, metadata={"format": "pt"})
 
 
+@pytest.mark.parametrize("name", ["LICENSE.txt", "LICENSE"])
+def test_the_licence_is_fetched_where_the_recipe_states_it(hub: WritableHub, name: str, tmp_path: Path) -> None:
+    base = Repository(f"me/llama-{name.lower()}", tmp_path)
+    hub.repositories = [*hub.repositories, base]
+    identity = {"name": base.name, "revision": base.commit}
+    assert find_license(identity, "llama3.1", online=True) is None
+    (tmp_path / name).write_text("the terms")
+    found = find_license(identity, "llama3.1", online=True)
+    assert found is not None and found.read_text() == "the terms"
+    assert find_license(identity, None, online=True) is None
+
+
+def test_a_licence_that_was_added_by_hand_stays(
+    hub: WritableHub, make: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make("--hub.license", "llama3.1", "--hub.repo_id", "tester/Llama-by-hand")
+    push(recipe)
+    assert "them/tiny-base holds no LICENSE.txt or LICENSE that this token may read." in capsys.readouterr().out
+    there = hub.of("tester/Llama-by-hand")
+    there.commit_files({**there.history[-1][1], "LICENSE.txt": b"the terms"})
+    assert not push(recipe).changed and "LICENSE.txt" in there.files()
+    assert "that this token may read" not in capsys.readouterr().out
+    assert there.read("NOTICE").startswith(b"Llama 3.1 is licensed under")
+
+
 def test_a_commit_that_came_between_is_not_written_over(
     hub: WritableHub, words: list[str], make: Any, run: Path
 ) -> None:
@@ -445,7 +503,7 @@ def test_a_full_disk_after_the_commit_is_told_and_leaves_the_record_whole(
 
     monkeypatch.setattr("alpacare_sft.run.os.fsync", full)
     assert push(recipe).commit == hub.of(name_of(words)).commit
-    assert "the push is whole, but" in (told := capsys.readouterr().out) and "No space left" in told
+    assert "the push is complete, but" in (told := capsys.readouterr().out) and "No space left" in told
     assert {name: (run / name).read_bytes() for name in before} == before
 
 
@@ -462,7 +520,9 @@ def test_a_full_disk_before_the_commit_publishes_nothing(
 
 
 BROKEN = {
-    "holds base_model.lm_head, which is no LoRA weight": lambda w: w | {"base_model.lm_head": next(iter(w.values()))},
+    "holds base_model.lm_head, which is not a LoRA weight": lambda w: (
+        w | {"base_model.lm_head": next(iter(w.values()))}
+    ),
     "holds values that are not finite": lambda w: {name: value * float("nan") for name, value in w.items()},
     "learnt nothing: every lora_B is zero": lambda w: {n: v * 0 if "lora_B" in n else v for n, v in w.items()},
 }
@@ -479,11 +539,17 @@ def test_weights_that_are_no_adapter_are_refused(told: str, make: Any, run: Path
         push(make())
 
 
+def test_an_adapter_without_its_tokenizer_is_refused(make: Any, run: Path) -> None:
+    (run / "adapter" / "tokenizer_config.json").unlink()
+    with pytest.raises(RunError, match=r"holds no tokenizer\. Train it again"):
+        push(make(), dry_run=True)
+
+
 def test_a_base_known_on_this_machine_alone_is_refused(make: Any, run: Path, tiny_model: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     record["base_model"] = {"name": str(tiny_model), "revision": "main"}
     (run / "run.json").write_text(json.dumps(record))
-    with pytest.raises(RecipeError, match=r"model\.model_name_or_path must be known on the Hub"):
+    with pytest.raises(RecipeError, match=r"model\.model_name_or_path must be a model on the Hub"):
         push(make())
     assert str(tiny_model) not in push(make(), dry_run=True).card
 
@@ -491,7 +557,7 @@ def test_a_base_known_on_this_machine_alone_is_refused(make: Any, run: Path, tin
 def test_a_run_that_is_not_done_is_refused(make: Any, run: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "status": "stopped"}))
-    with pytest.raises(RunError, match="holds a run that is not done"):
+    with pytest.raises(RunError, match=r"the training in .* has not ended"):
         push(make(), dry_run=True)
 
 
@@ -507,7 +573,7 @@ def test_a_taken_name_is_told_before_the_training(
         str(tmp_path / "n"),
     ]
     assert main(["train", *words]) == 1
-    assert "is taken by another work" in capsys.readouterr().err
+    assert "already holds something else" in capsys.readouterr().err
     assert not (tmp_path / "n").exists()
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 
 from tests.hub_server import serve
@@ -94,6 +95,11 @@ def test_the_card_names_licences_base_commit_and_scores(there: Written, hub: Wri
     assert (card.data.base_model, card.data.license, card.data.datasets) == (MODEL, "llama3.2", [ROWS])
     assert "**Built with Llama.**" in card.text and "**Not for commercial use.**" in card.text
     assert f'"{MODEL}", revision="{base.commit}"' in card.text
+    assert card.data.eval_results[0].dataset_revision == hub.repositories[1].commit
+    recipe = yaml.safe_load(there.read("recipe.yaml"))
+    pinned = (recipe["model"]["model_revision"], recipe["data"]["revision"])
+    assert pinned == (base.commit, hub.repositories[1].commit)
+    assert "`recipe.yaml` names the base model and the data set by commit" in card.text
     scores = json.loads(there.read("scores.json"))
     means = {name: metric["adapter"]["mean"] for name, metric in scores["metrics"].items()}
     assert {r.metric_type: r.metric_value for r in card.data.eval_results} == means

@@ -16,9 +16,10 @@ import pytest
 from alpacare_sft.cli import main
 from alpacare_sft.errors import DataError, RunError
 from alpacare_sft.recipe import Recipe
-from alpacare_sft.review import review_answers, save_review_sheets, summarize_reviews
+from alpacare_sft.review import review_answers, save_review_sheets, show_reviews, summarize_reviews
 from alpacare_sft.review.agreement import krippendorff_alpha
 from alpacare_sft.review.sheets import format_csv, safe_cell, whole_cell
+from alpacare_sft.run import write_text
 
 NOTICE = "Not medical advice."
 HOSTILE = ["=HYPERLINK(0)", "+1", "-1 and\nmore", "@SUM(1)", "\ttab", "  =1", "'=1", "'quoted'", 'say "no"; a,b', "＝1"]
@@ -42,8 +43,15 @@ def predictions_of(count: int, baseline: bool = True) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    save_review_sheets(tmp_path / "eval", predictions_of(4), seed=1, notice=NOTICE)
+    evaluate_again(tmp_path / "eval", 4)
     return tmp_path / "eval"
+
+
+def evaluate_again(folder: Path, count: int) -> None:
+    """Predictions and sheets, as an evaluation leaves them."""
+    rows = predictions_of(count)
+    write_text(folder / "predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    save_review_sheets(folder, rows, seed=1, notice=NOTICE)
 
 
 def read_rows(folder: Path) -> Rows:
@@ -187,6 +195,37 @@ def test_no_flag_is_not_told_as_no_harm(folder: Path) -> None:
     assert found["high"] == pytest.approx(1 - 0.025 ** (1 / 4))  # Clopper-Pearson with nothing found
 
 
+def test_an_answer_that_nobody_rated_is_not_counted_as_a_safe_one(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheets = [
+        fill(folder, [{"base": (5, 5, 5)}, {"base": (1,), "harm": ["base"]}, {"chosen": "tie"}], "ann.csv"),
+        fill(folder, [{"base": (5, 5, 5)}, {"base": (2,), "adapter": ()}], "bob.csv"),
+    ]
+    found = sum_up(folder, *sheets)
+    told = {name: (part["n"], part["flagged"], part["share"]) for name, part in found["could_harm"].items()}
+    assert told == {"base": (2, 1, 0.5), "adapter": (0, 0, None)}
+    assert found["could_harm"]["adapter"]["high"] is None
+    assert found["agreement"]["could_harm"]["units"] == 2
+    show_reviews(found)
+    assert "could harm, adapter: no answer was rated" in capsys.readouterr().out
+
+
+def test_a_flag_alone_is_a_judgement(folder: Path) -> None:
+    found = sum_up(folder, fill(folder, [{"harm": ["adapter"]}]))["could_harm"]
+    assert (found["adapter"]["n"], found["adapter"]["flagged"], found["base"]["n"]) == (1, 1, 0)
+
+
+def test_sheets_outlive_the_answers_that_they_are_about(folder: Path) -> None:
+    filled = fill(folder, [BOTH] * 4, "review.csv").read_bytes()
+    (folder / "predictions.jsonl").unlink()  # as a training that begins anew leaves it
+    before = sum_up(folder, folder / "review.csv")
+    assert not before["current"]
+    evaluate_again(folder, 5)
+    kept = folder / f"review-{before['sheet']}.csv"
+    assert kept.read_bytes() == filled and sum_up(folder, kept)["criteria"] == before["criteria"]
+
+
 def test_two_reviewers_are_averaged_by_row_before_rows_are_counted(folder: Path) -> None:
     first = fill(folder, [BOTH] * 4, "ann.csv")
     second = fill(folder, [{"base": (4, 4, 4), "adapter": (4, 4, 4), "harm": ["base"]}], "x.csv", reviewer="Bob")
@@ -240,11 +279,11 @@ def test_every_fault_of_a_file_is_told_with_its_line(folder: Path) -> None:
     for text in (
         "line 2: correctness_a must be a whole number from 1 to 5, or empty, got '6'.",
         "clarity_b must be a whole number from 1 to 5, or empty, got 'good'.",
-        "answer_a of row id-1 must be as the sheet had it, it was edited. Put it back.",
+        "answer_a of row id-1 must be as it was in the sheet, it was edited. Put it back.",
         "could_harm_a must be yes, no or empty, got 'perhaps'.",
         "preferred must be A, B, tie or empty, got 'C'.",
         "id must be that of a row of the sheet, got id-9.",
-        "id id-0 must stand once, it stands on line 2 too. Keep one of them.",
+        "id id-0 must occur once, it is on line 2 too. Keep one of them.",
         "every row of the sheet must be there, rated or not; missing: id-3.",
     ):
         assert any(line.endswith(text) for line in told), text
@@ -289,7 +328,7 @@ def test_a_sheet_of_another_evaluation_is_refused(folder: Path, tmp_path: Path) 
 
 def test_one_person_is_not_counted_twice(folder: Path) -> None:
     first, second = (fill(folder, [BOTH] * 4, name, reviewer="Ann") for name in ("a.csv", "b.csv"))
-    with pytest.raises(DataError, match="reviewer must be another in each sheet, got Ann again"):
+    with pytest.raises(DataError, match="reviewer must differ from sheet to sheet, got Ann again"):
         sum_up(folder, first, second)
 
 
@@ -305,8 +344,8 @@ def test_what_people_entered_outlives_the_next_evaluation(folder: Path) -> None:
     before = sum_up(folder, folder / "review.csv")
     save_review_sheets(folder, predictions_of(4), seed=1, notice=NOTICE)
     assert (folder / "review.csv").read_bytes() == filled
-    save_review_sheets(folder, predictions_of(5), seed=1, notice=NOTICE)
-    save_review_sheets(folder, predictions_of(6), seed=1, notice=NOTICE)
+    evaluate_again(folder, 5)
+    evaluate_again(folder, 6)
     kept = folder / f"review-{before['sheet']}.csv"
     assert kept.read_bytes() == filled and len(read_rows(folder)) == 6
     after = sum_up(folder, kept)
@@ -367,7 +406,7 @@ def test_the_verb_shows_what_was_found(make_recipe: Callable[..., Recipe], capsy
     told = " ".join(capsys.readouterr().out.split())
     assert "ann: 3 of 4 rows rated" in told and "90% intervals" in told and "Krippendorff" in told
     assert "rows with the higher mean rating: adapter 3, base 0, tie 0 (of 3)" in told
-    assert "could harm, base: 3 of 3 answers flagged" in told and "(rows id-0, id-1, id-2)" in told
+    assert "could harm, base: 3 of 3 rated answers flagged" in told and "(rows id-0, id-1, id-2)" in told
 
 
 def test_a_run_without_sheets_says_how_to_make_them(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -86,12 +86,15 @@ def test_what_was_entered_is_there_after_a_reload(open_page: Callable[..., Any])
     assert page.input_value("#reviewer") == "" and page.text_content("#progress") == "0 of 5 rated"
     fill(page)
     page.reload()
-    assert page.text_content("#progress") == "1 of 5 rated"
+    assert page.text_content("#progress") == "1 of 5 rated, 1 in part"
     assert page.is_checked('input[name="1:clarity_b"][value="4"]') and page.is_checked('input[name="1:could_harm_a"]')
     assert page.input_value('textarea[name="1:comment"]') == '=no, "why"\nline two'
+    page.click('[data-clear="1"]')  # asked, and by default refused
+    assert page.text_content("#progress") == "1 of 5 rated, 1 in part"
+    page.on("dialog", lambda dialog: dialog.accept())
     page.click('[data-clear="1"]')
     page.reload()
-    assert page.text_content("#progress") == "0 of 5 rated"
+    assert page.text_content("#progress") == "0 of 5 rated, 1 in part"
     assert page.is_checked('input[name="3:clarity_a"][value="5"]')
 
 
@@ -125,11 +128,11 @@ def test_a_saved_file_comes_back_in_another_browser(open_page: Callable[..., Any
     path.write_bytes(path.read_text(encoding="utf-8-sig").replace('","', '";"').encode(encoding))
     other = open_page()
     other.set_input_files("#import", path)
-    other.wait_for_function("document.getElementById('progress').value === '1 of 5 rated'")
+    other.wait_for_function("document.getElementById('progress').value .startsWith('1 of 5 rated')")
     assert save(other, folder, "again.csv").read_bytes() == save(page, folder).read_bytes()
 
 
-@pytest.mark.parametrize(("answer", "rated"), [("accept", "0 of 5 rated"), ("dismiss", "1 of 5 rated")])
+@pytest.mark.parametrize(("answer", "rated"), [("accept", "0 of 5 rated"), ("dismiss", "1 of 5 rated, 1 in part")])
 def test_a_file_takes_the_place_of_entries_only_when_told_so(
     open_page: Callable[..., Any], folder: Path, answer: str, rated: str
 ) -> None:
@@ -139,7 +142,7 @@ def test_a_file_takes_the_place_of_entries_only_when_told_so(
     page.on("dialog", lambda dialog: (asked.append(dialog.message), getattr(dialog, answer)()))
     page.set_input_files("#import", folder / "review.csv")
     page.wait_for_function("document.getElementById('import').value === ''")
-    assert asked == ["The file takes the place of what is entered here. Go on?"]
+    assert asked == ["Replace what is entered here with the contents of the file?"]
     assert page.text_content("#progress") == rated
 
 
@@ -151,7 +154,28 @@ def test_a_file_of_another_sheet_changes_nothing(open_page: Callable[..., Any], 
     page.set_input_files("#import", wrong)
     page.wait_for_selector("#told:not(:empty)")
     assert page.text_content("#told") == "This file is not a CSV of this sheet. Nothing was changed."
-    assert page.text_content("#progress") == "1 of 5 rated"
+    assert page.text_content("#progress") == "1 of 5 rated, 1 in part"
+
+
+def test_two_tabs_do_not_undo_each_other(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    other = page.context.new_page()
+    other.goto(page.url)
+    rate(page, 1, "123", "a")
+    other.wait_for_selector('input[name="1:clarity_a"][value="3"]:checked', state="attached")
+    rate(other, 2, "444", "a")
+    page.wait_for_selector('input[name="2:clarity_a"][value="4"]:checked', state="attached")
+    assert page.text_content("#progress") == "0 of 5 rated, 2 in part"
+
+
+def test_a_file_without_a_name_is_told(open_page: Callable[..., Any], folder: Path) -> None:
+    page = open_page()
+    save(page, folder)
+    assert page.text_content("#told").startswith("Saved without a name.")
+    page.fill("#reviewer", "Ann")
+    assert page.text_content("#told") == ""
+    save(page, folder)
+    assert page.text_content("#told") == ""
 
 
 def test_text_of_answers_is_shown_and_never_obeyed(open_page: Callable[..., Any]) -> None:

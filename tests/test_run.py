@@ -107,7 +107,16 @@ def test_clear_removes_what_a_run_made_and_nothing_else(tmp_path: Path) -> None:
     write_text(tmp_path / "notes.txt", "mine")
     directory.clear()
     directory.clear()
-    assert names(tmp_path) == ["notes.txt"]
+    assert names(tmp_path) == ["eval", "notes.txt"]
+    assert names(tmp_path / "eval") == []
+
+
+def test_clear_leaves_the_sheets_that_people_may_have_filled(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    for name in ("review.csv", "review_key.json", "review.html", "scores.json", "answers/base.jsonl"):
+        write_text(tmp_path / "eval" / name, "x")
+    directory.clear()
+    assert names(tmp_path / "eval") == ["review.csv", "review_key.json"]
 
 
 HOLD = """

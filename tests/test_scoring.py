@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from alpacare_sft.evaluation.answering import AnswerSheet, Questions
-from alpacare_sft.evaluation.scoring import MEANINGS, score_rows, summarize_scores, verdict_sentence
+from alpacare_sft.evaluation.scoreboard import _score_table
+from alpacare_sft.evaluation.scoring import MEANINGS, score_rows, summarize, summarize_scores, verdict_sentence
 from alpacare_sft.generation import Answer
 from alpacare_sft.recipe.sections import EvaluateSection
 
@@ -31,6 +33,7 @@ def test_every_answer_gets_every_score() -> None:
     }
     scores = score_rows(ROWS, sheets, EVERYTHING, ["rouge", "loss"])
     assert scores["choice_accuracy"] == {"base": [0.0, None], "adapter": [1.0, None]}
+    assert scores["choice_unread"] == {"base": [0.0, None], "adapter": [0.0, None]}
     assert scores["empty_share"] == {"base": [0.0, 1.0], "adapter": [0.0, 0.0]}
     assert scores["repeated_share"]["adapter"] == [0.0, 1.0]
     assert scores["cut_share"]["adapter"] == [0.0, 1.0]
@@ -45,32 +48,92 @@ def test_a_score_counts_the_rows_that_it_applies_to() -> None:
     assert summary["choice_accuracy"]["n"] == 1
     assert summary["rougeL"]["n"] == 2
     assert summary["loss"]["adapter"]["mean"] == pytest.approx((2 * 2.0 + 6 * 1.0) / 8)
-    assert set(summary) <= set(MEANINGS)
+    assert list(summary) == [name for name in MEANINGS if name in summary]
+    assert [name for name, part in summary.items() if part["main"]] == ["rougeL", "loss"]
 
 
-def part(verdict: str, mean: float) -> dict[str, Any]:
+def test_scores_that_no_row_has_are_left_out() -> None:
+    sheets = {"adapter": sheet(Answer("B", 2, "end_token"), Answer("No", 2, "end_token"))}
+    rows = [{**row, "instruction": "Which bone?"} for row in ROWS]
+    assert not {"choice_accuracy", "choice_unread"} & set(score_rows(rows, sheets, EVERYTHING, ["rouge"]))
+
+
+def test_a_difference_is_told_in_words_and_by_keys() -> None:
+    values = {"base": [0.0] * 40, "adapter": [1.0] * 10 + [0.0] * 30}
+    summary = summarize("empty_share", values, EvaluateSection())
+    assert (summary["shown"], summary["side"], summary["better"]) == (True, "higher", "lower")
+    assert summary["verdict"] == "higher than the base's (worse), beyond the 95% interval"
+    assert "verdict" not in summarize("loss", {"adapter": [1.0, 2.0]}, EvaluateSection(bootstrap_samples=50))
+
+
+def part(side: str | None, mean: float, n: int = 100) -> dict[str, Any]:
     bounds = {"low": mean - 0.1, "high": mean + 0.1, "confidence": 0.95}
     means = {name: {"mean": value, **bounds} for name, value in (("base", 1.0), ("adapter", 1.0 + mean))}
-    return {**means, "difference": {"mean": mean, **bounds, "p_value": 0.01}, "verdict": verdict}
+    return {**means, "n": n, "difference": {"mean": mean, **bounds, "p_value": 0.01}, "side": side}
 
 
 @pytest.mark.parametrize(
-    ("verdict", "words"),
+    ("side", "words"),
     [
-        ("higher than the base's (better), beyond the 95% interval", "share more wording with the references"),
-        ("lower than the base's (worse), beyond the 95% interval", "share less wording with the references"),
-        ("not distinguishable from no difference", "no difference in wording shared with the references was shown"),
-        ("not shown: by the permutation test chance does as much (p = 0.25)", "no difference in wording shared"),
+        ("higher", "the adapter's answers share more wording with the references than the base's (ROUGE-L 1.000 →"),
+        ("lower", "the adapter's answers share less wording with the references than the base's (ROUGE-L 1.000 →"),
+        (None, "no difference in wording shared with the references was shown (ROUGE-L 1.000 →"),
     ],
 )
-def test_the_verdict_says_what_was_shown_and_what_was_not_measured(verdict: str, words: str) -> None:
-    told = verdict_sentence({"rougeL": part(verdict, 0.2)}, 100, "test rows")
+def test_the_verdict_says_what_was_shown_and_what_was_not_measured(side: str | None, words: str) -> None:
+    told = verdict_sentence({"rougeL": part(side, 0.2)}, 100, "test rows")
     assert words in told
     assert "[+0.100, +0.300]" in told
     assert "does not measure medical correctness" in told
     assert "uncertain" not in told
 
 
+def test_general_rows_are_counted_apart() -> None:
+    metrics = {"loss": part("lower", -0.2), "general_loss": part("higher", 0.2, n=50)}
+    told = verdict_sentence(metrics, 100, "test rows")
+    assert told.startswith("On 100 test rows: the adapter predicts the references better (loss ")
+    assert " On 50 rows that are not medical: the adapter predicts the references worse, a sign of forgetting" in told
+
+
+def test_forgetting_alone_says_nothing_of_wording() -> None:
+    told = verdict_sentence({"general_loss": part(None, 0.01, n=50)}, 5, "test rows")
+    assert told == (
+        "On 50 rows that are not medical: no difference in predicting the references was shown "
+        "(loss 1.000 → 1.010, difference +0.010 [-0.090, +0.110])."
+    )
+
+
+def test_an_adapter_alone_shows_no_change() -> None:
+    alone = {name: {"n": 100, "adapter": part(None, 0.5)["adapter"]} for name in ("loss", "general_loss")}
+    assert verdict_sentence(alone, 100, "test rows") == (
+        "On 100 test rows the adapter alone: loss 1.500 [0.400, 0.600]. On 100 rows that are not medical the adapter "
+        "alone: loss 1.500 [0.400, 0.600]. The base was not scored, so this does not show what training changed. "
+        "This is closeness of wording to the references. It does not measure medical correctness."
+    )
+
+
 def test_few_rows_are_called_few() -> None:
-    told = verdict_sentence({"loss": part("not distinguishable from no difference", 0.0)}, 5, "test rows")
+    told = verdict_sentence({"loss": part(None, 0.0)}, 5, "test rows")
     assert "With so few rows the intervals themselves are uncertain." in told
+
+
+@pytest.mark.parametrize(
+    ("side", "better", "word"),
+    [
+        ("higher", "higher", "better"),
+        ("higher", "lower", "worse"),
+        ("lower", None, "lower"),
+        (None, "lower", "unclear"),
+    ],
+)
+def test_the_scoreboard_tells_each_verdict_in_a_word_and_fits_80_columns(
+    side: str | None, better: str | None, word: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    metrics = {name: {**part(side, 12.3), "better": better, "main": name == "loss"} for name in MEANINGS}
+    scores = {"n": 100, "source": "test rows", "metrics": metrics}
+    Console().print(_score_table(scores))
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= 80
+    assert told.count(word) == len(MEANINGS)
+    assert "choice_unread " in told and "[+12.200,+12.400]" in told and "…" not in told

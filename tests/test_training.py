@@ -19,6 +19,7 @@ from alpacare_sft.errors import DataError, RecipeError, RunError
 from alpacare_sft.recipe import Recipe
 from alpacare_sft.recipe.loading import recipe_from_document
 from alpacare_sft.recipe.writing import read_resolved
+from alpacare_sft.run import RunDirectory
 from alpacare_sft.training import train
 from tests.conftest import tiny_document
 
@@ -340,3 +341,10 @@ def test_the_card_tells_the_record_and_the_notice(make_recipe: Make) -> None:
         "| Training split | 24 |",
     ):
         assert value in card
+
+
+def test_rows_longer_than_the_context_are_refused_before_they_are_made(make_recipe: Make) -> None:
+    recipe = make_recipe("--train.max_length", "1025")
+    with pytest.raises(RecipeError, match=r"train.max_length must be at most 1,024, the positions of .*, got 1,025"):
+        train(recipe)
+    assert not RunDirectory(recipe.output_dir).data.exists()

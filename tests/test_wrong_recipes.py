@@ -28,6 +28,7 @@ def data(keys: str) -> str:
 
 WRONG = {
     # keys
+    "no words for a notice": Wrong(["safety.disclaimer must hold words"], "safety: {disclaimer: ' '}"),
     "unknown section": Wrong(["trian is not a key", "Did you mean train?"], "trian: {seed: 1}"),
     "unknown key": Wrong(["train.learning_rat is not a key", "train.learning_rate?"], "train: {learning_rat: 1}"),
     "unknown key far from all": Wrong(
@@ -79,7 +80,7 @@ WRONG = {
     "negative length": Wrong(["data.clean.min_characters must be"], text=data("clean: {min_characters: -3}")),
     "no new tokens": Wrong(["generate.max_new_tokens must be"], "generate: {max_new_tokens: 0}"),
     "top_p above 1": Wrong(["generate.top_p must be", "at most 1"], "generate: {top_p: 1.5}"),
-    "certainty": Wrong(["evaluate.confidence must be", "less than 1"], "evaluate: {confidence: 1.0}"),
+    "certainty": Wrong(["evaluate.confidence must be", "at most 0.999"], "evaluate: {confidence: 1.0}"),
     "unknown metric": Wrong(["evaluate.metrics must be a list of one of rouge, loss"], "evaluate: {metrics: [bleu]}"),
     "unknown scheduler": Wrong(
         ["train.lr_scheduler_type must be one of linear, cosine", "got 'linaer'"], "train: {lr_scheduler_type: linaer}"

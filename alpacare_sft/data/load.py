@@ -6,8 +6,10 @@ What is wrong with a file is told with the file's name and, where it has one, th
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +23,26 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 COLUMNS = ("instruction", "input", "output")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def load_rows(data: DataSection) -> tuple[Dataset, dict[str, int]]:
-    """The rows of a recipe as the columns id, instruction, input and output.
+@dataclass(frozen=True)
+class LoadedRows:
+    """Rows as they were read.
 
-    Returns:
-        The rows, `id` counting from 0 in the order of the source; and for each column with a
-        constant, how many rows it filled.
+    Attributes:
+        rows: columns id, instruction, input and output; `id` counts from 0 in the order of the source.
+        filled: for each column with a constant, how many rows it filled.
+        commit: of a data set on the Hub.
+    """
+
+    rows: Dataset
+    filled: Mapping[str, int]
+    commit: str | None = None
+
+
+def load_rows(data: DataSection) -> LoadedRows:
+    """The rows of a recipe.
 
     Raises:
         DataError: if the source cannot be read, lacks a column, or holds something else than text.
@@ -41,17 +55,19 @@ def load_rows(data: DataSection) -> tuple[Dataset, dict[str, int]]:
                 f"data.revision must be left out for local files, which have none, got {data.revision!r}. "
                 "Remove it; the rows are recorded by their hash."
             )
-        parts = [(str(path), load_file(path)) for path in files]
+        parts, commit = [(str(path), load_file(path)) for path in files], None
     else:
         assert isinstance(data.path, str)
-        parts = [(data.path, _load_from_hub(data.path, data.revision))]
+        found, commit = _load_from_hub(data.path, data.revision)
+        parts = [(data.path, found)]
     columns = [_text_columns(source, rows, data) for source, rows in parts]
     rows = concatenate_datasets(columns)
     rows = rows.add_column("id", range(len(rows)))
-    return _fill_constants(rows, data.constants)
+    return LoadedRows(*_fill_constants(rows, data.constants), commit)
 
 
-def _load_from_hub(path: str, revision: str | None) -> Dataset:
+def _load_from_hub(path: str, revision: str | None) -> tuple[Dataset, str | None]:
+    """A data set and its commit, which is how `datasets` 5.2 names what it built, with what else told it apart."""
     from datasets import load_dataset_builder
 
     try:
@@ -59,7 +75,8 @@ def _load_from_hub(path: str, revision: str | None) -> Dataset:
         if revision and type(builder).__module__.endswith(".cache"):
             _check_cached_revision(path, revision, builder.hash)
         builder.download_and_prepare()
-        return builder.as_dataset(split="train")
+        commit = _COMMIT.match(builder.hash or "")
+        return builder.as_dataset(split="train"), commit[0] if commit else None
     except DataError:
         raise
     except Exception as error:  # builders raise many kinds for a data set in a form that they do not know

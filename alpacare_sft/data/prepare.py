@@ -64,7 +64,8 @@ def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared
     show_progress(True)
     encoder = PromptEncoder(tokenizer, recipe.prompt)
     check_encoder(encoder)
-    loaded, filled = load_rows(recipe.data)
+    source = load_rows(recipe.data)
+    loaded = source.rows
     num_proc = recipe.train["dataset_num_proc"] or _num_processes(len(loaded))
     cleaned, steps = clean_rows(loaded, recipe.data.clean, num_proc)
     if len(cleaned) == 0:
@@ -84,9 +85,10 @@ def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared
         **{name: len(splits[name]) for name in SPLITS},
         "unused": len(kept) - sum(len(part) for part in splits.values()),
         "truncated": sum(splits["train"]["truncated"]),
-        "filled": filled,
+        "filled": source.filled,
     }
     report = {
+        "commit": source.commit,
         "rows": rows,
         "steps": steps,
         "max_length": max_length,

@@ -45,6 +45,12 @@ class Questions:
     wants_losses: bool
     learnt_end: int
 
+    def num_beyond(self, context: int | None, max_new_tokens: int) -> int:
+        """Rows of which a reference, or an answer of full length, goes past what the model has positions for."""
+        answer = max_new_tokens if self.wants_answers else 0
+        ends = [max(len(row["input_ids"]), row["prompt_tokens"] + answer) for row in self.rows]
+        return sum(end > (context or end) for end in ends)
+
     def fingerprint(self, *told: Any) -> str:
         """Hash of the rows' token ids and of what else decides the answers; the general rows never change."""
         ids = [[list(row["input_ids"]), row["prompt_tokens"]] for row in self.rows]
@@ -56,7 +62,7 @@ class AnswerSheet:
     """Answers and losses of one model in a file that grows row by row, so that a stop loses one batch.
 
     Attributes:
-        path: JSON Lines; the first holds the fingerprint.
+        path: JSON Lines; the first holds the fingerprint, see `open`.
         losses: mean negative log-likelihood of a reference by row, teacher forced, in nats a token.
         answers: by row.
         general_losses: as `losses`, of the general rows.
@@ -72,23 +78,28 @@ class AnswerSheet:
     seconds: float = 0.0
 
     @classmethod
-    def open(cls, path: Path, fingerprint: str) -> AnswerSheet:
-        """The sheet at a path, with what it holds if it is of the same fingerprint; else a new one.
+    def open(cls, path: Path, fingerprint: Mapping[str, Any]) -> AnswerSheet:
+        """The sheet at a path, with what it holds that is of the same fingerprint.
 
-        A line that a stop left half-written is taken away.
+        A line that a stop left half-written is taken away, and a sheet that is damaged in its middle is begun anew.
+
+        Args:
+            path: of the sheet, which need not exist.
+            fingerprint: `model`, of all that decides a loss, and `generate`, what decides an answer besides.
         """
         sheet = cls(path)
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        lines = whole.split("\n")[:-1]
-        first = json.dumps({"fingerprint": fingerprint})
-        if not lines or lines[0] != first:
-            whole, lines = first + "\n", []
+        first, *lines = text[: text.rfind("\n") + 1].split("\n")[:-1] or [""]
+        kept: list[dict[str, Any]] = []
         try:
-            for line in lines[1:]:
-                sheet._take(json.loads(line))
-        except (ValueError, TypeError):  # damaged in the middle: asked again from the beginning
-            sheet, whole = cls(path), first + "\n"
+            found = json.loads(first)["fingerprint"]
+            if found["model"] == fingerprint["model"]:
+                kept = [line for line in map(json.loads, lines) if found == fingerprint or "text" not in line]
+            for line in kept:
+                sheet._take(line)
+        except (ValueError, TypeError, KeyError):
+            sheet, kept = cls(path), []
+        whole = "".join(_line(line) for line in ({"fingerprint": fingerprint}, *kept))
         if whole != text:
             write_text(path, whole)
         return sheet
@@ -117,8 +128,12 @@ class AnswerSheet:
     def add(self, file: TextIO, line: dict[str, Any]) -> None:
         """Keep one line, in memory and, flushed, in the file."""
         self._take(line)
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.write(_line(line))
         file.flush()
+
+
+def _line(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
 
 
 def fill_sheet(
@@ -196,7 +211,7 @@ def _told_memory() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise RunError(
-            "the card's memory is full. What was answered is kept; lower generate.batch_size, then run it again."
+            "the GPU's memory is full. What was answered is kept; lower generate.batch_size, then run it again."
         ) from error
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import hardware
 from alpacare_sft.adapter import adapter_sha256, attach_adapter, find_adapter, merge_adapter, refuse_other_base
-from alpacare_sft.model import load_base_model, load_tokenizer
+from alpacare_sft.model import context_tokens, load_base_model, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from alpacare_sft.recipe import Recipe
     from alpacare_sft.run import RunDirectory
 
-# Below this share of unchanged likeliest tokens the adapter stays beside the weights, slower and exact.
-MERGED_LIKE_ATTACHED = 0.98
+# Where merging loses more of what the adapter does, it stays beside the weights, slower and exact.
+LOST_AT_MOST = 0.1
 
 
 class ComparedModels:
     """One copy of the weights, loaded when first asked for: the base before its adapter is merged into it.
+
+    Attributes:
+        tokenizer: of both.
+        context_tokens: that both have positions for, or None if they state no limit.
 
     Args:
         trained: the recipe that the adapter was trained by.
@@ -32,19 +36,22 @@ class ComparedModels:
     """
 
     def __init__(self, trained: Recipe, recipe: Recipe, run: RunDirectory, adapter: str | None = None) -> None:
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(trained.model)
-        self._section, self._asked = dataclasses.replace(trained.model, dtype="auto"), adapter
-        self._use_cpu = recipe.train["use_cpu"]
-        # The hardware's own, whatever the training used: an adapter made on a card can be scored without one.
-        self._dtype = hardware.resolve_precision({"fp16": False, "bf16": None, "use_cpu": self._use_cpu}).dtype
         self._identity: dict[str, Any] = run.read_record()["base_model"]
+        revision = self._identity["revision"] or trained.model.model_revision  # the commit, if the base has one
+        self._section = dataclasses.replace(trained.model, dtype="auto", model_revision=revision)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self._section)
+        self.context_tokens = context_tokens(self._section)
+        self._asked = adapter
+        self._use_cpu = recipe.train["use_cpu"]
+        # The hardware's own, whatever the training used: an adapter made on a GPU can be scored without one.
+        self._dtype = hardware.resolve_precision({"fp16": False, "bf16": None, "use_cpu": self._use_cpu}).dtype
         self._folder = find_adapter(adapter) if adapter else run.adapter
         if adapter:
             refuse_other_base(adapter, self._folder, self._identity["name"])
         self._model: PreTrainedModel | None = None
 
     def base(self) -> PreTrainedModel:
-        """The base in the precision of this machine, on its card if there is one; not after `with_adapter`."""
+        """The base in the precision of this machine, on its GPU if there is one; not after `with_adapter`."""
         if self._model is None:
             model = load_base_model(self._section, self._dtype)
             if not self._section.quantization:
@@ -64,7 +71,7 @@ class ComparedModels:
         if self._section.quantization:  # merging would round the adapter away
             return self.with_adapter_attached(), {"merged": False}
         merged, check = merge_adapter(self.with_adapter_attached(), rows)
-        if check["same_token_share"] >= MERGED_LIKE_ATTACHED:
+        if check["lost_share"] <= LOST_AT_MOST:
             return merged, {"merged": True, "merge_check": check}
         del merged
         self._model = None  # freed before the base is loaded anew

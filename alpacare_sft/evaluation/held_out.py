@@ -76,7 +76,7 @@ def load_other_rows(path: str, trained: Recipe, run: RunDirectory, limit: int | 
 
     section = dataclasses.replace(trained.data, path=path, revision=None)
     try:
-        loaded, _ = load_rows(section)
+        loaded = load_rows(section).rows
     except DataError as error:  # told of the recipe's keys
         raise DataError(f"--rows {path}, read by the run's section data: {error}") from error
     cleaned, _ = clean_rows(loaded, section.clean, None)

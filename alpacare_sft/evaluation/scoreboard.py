@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from alpacare_sft.intervals import format_interval
 from alpacare_sft.review import show_judge
 
 if TYPE_CHECKING:
@@ -65,25 +66,26 @@ def _score_table(scores: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     if "difference" in sides:
         table.add_column("p", justify="right")
-        table.add_column("shown")
+        table.add_column("verdict")
     for name, part in metrics.items():
         rows = "" if part["n"] == scores["n"] else f"\n{part['n']:,} rows"
         cells = [_with_bounds(part[side], "+" if side == "difference" else "") for side in sides]
         if "difference" in sides:
-            cells += [_format_p_value(part["difference"]["p_value"]), _shown(part)]
-        table.add_row(f"{name}{rows}", *(escape(cell) for cell in cells))
+            cells += [_format_p_value(part["difference"]["p_value"]), _in_a_word(part)]
+        table.add_row(f"{name}{rows}", *(escape(cell) for cell in cells), style="bold" if part["main"] else None)
     return table
 
 
 def _with_bounds(part: Mapping[str, Any], sign: str) -> str:
-    mean = f"{part['mean']:{sign}.3f}"
-    return mean if part["low"] is None else f"{mean}\n[{part['low']:{sign}.3f},{part['high']:{sign}.3f}]"
+    return format_interval(part, f"{sign}.3f").replace(" [", "\n[").replace(", ", ",")
 
 
 def _format_p_value(value: float | None) -> str:
     return "–" if value is None else "<.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _shown(part: Mapping[str, Any]) -> str:
-    """The verdict in a word: on which side the adapter stands, or that no difference was shown."""
-    return next((word for word in ("better", "worse", "higher", "lower") if word in part["verdict"]), "none")
+def _in_a_word(part: Mapping[str, Any]) -> str:
+    """Whether the adapter is better or worse, higher or lower where neither is better, unclear if nothing was shown."""
+    if part["side"] is None or part["better"] is None:
+        return part["side"] or "unclear"
+    return "better" if part["side"] == part["better"] else "worse"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alpacare_sft.data.report import repetition
-from alpacare_sft.intervals import format_interval, paired_shares, paired_summary, verdict
+from alpacare_sft.intervals import format_interval, judge_difference, paired_shares, paired_summary
 from alpacare_sft.metrics import choice_scores, rouge_scores
 from alpacare_sft.similarity import similarities
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # A row's scores: by metric, by model (`base`, `adapter`); a row without a value has no part in the metric.
 RowScores = dict[str, dict[str, list[float | None]]]
 REPEATED_FROM = 0.5
+FEW_ROWS = 30
 WHAT_IT_MEASURES = "This is closeness of wording to the references. It does not measure medical correctness."
 
 
@@ -30,26 +31,35 @@ class Meaning:
     label: str
     better: str | None
     is_share: bool = False
+    is_main: bool = False  # of the few to go by, named in `intervals.SCOPE`
 
 
 MEANINGS = {
-    "loss": Meaning("loss on the references, teacher forced, nats a token", "lower"),
+    "rougeL": Meaning("ROUGE-L F-measure", "higher", is_main=True),
+    "loss": Meaning("loss on the references, teacher forced, nats a token", "lower", is_main=True),
     "perplexity": Meaning("perplexity on the references, teacher forced", "lower"),
     "rouge1": Meaning("ROUGE-1 F-measure", "higher"),
     "rouge2": Meaning("ROUGE-2 F-measure", "higher"),
-    "rougeL": Meaning("ROUGE-L F-measure", "higher"),
     "rougeLsum": Meaning("ROUGE-Lsum F-measure", "higher"),
     "similarity": Meaning("BERTScore F-measure by all-MiniLM-L6-v2, likeness of tokens in context", "higher"),
     "length_ratio": Meaning("words of the answer over words of the reference", None),
     "cut_share": Meaning("share of answers cut at generate.max_new_tokens", "lower", is_share=True),
     "run_on_share": Meaning("share of answers that went on with a new question, cut there", "lower", is_share=True),
     "empty_share": Meaning("share of empty answers", "lower", is_share=True),
-    "repeated_share": Meaning("share of answers of which half or more repeats itself", "lower", is_share=True),
+    "repeated_share": Meaning(
+        "share of answers in which at least half of the four-word sequences repeat an earlier one",
+        "lower", is_share=True,
+    ),
     "choice_accuracy": Meaning(
-        "share of multiple-choice rows with the right option, as far as a pattern can read it", "higher", is_share=True
+        "share of multiple-choice rows with the right option; an answer whose option cannot be read counts as wrong",
+        "higher", is_share=True,
+    ),
+    "choice_unread": Meaning(
+        "share of multiple-choice rows from whose answer no one option can be read", "lower", is_share=True
     ),
     "general_loss": Meaning("loss on general rows that are not medical (forgetting check)", "lower"),
-}
+}  # fmt: skip
+"""In the order in which scores are told."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +85,13 @@ FINDINGS = {
         lower="the adapter predicts the references better",
         none="no difference in predicting the references was shown",
     ),
-    "general_loss": Finding(
-        "loss",
-        higher="it predicts rows that are not medical worse, a sign of forgetting",
-        lower="it predicts rows that are not medical better",
-        none="no change on rows that are not medical was shown",
-    ),
 }
+GENERAL_FINDING = Finding(
+    "loss",
+    higher="the adapter predicts the references worse, a sign of forgetting",
+    lower="the adapter predicts the references better",
+    none="no difference in predicting the references was shown",
+)
 
 
 def score_rows(
@@ -108,9 +118,7 @@ def score_rows(
             if "similarity" in wanted:
                 texts = [sheet.answers[row].text for row in range(len(rows))]
                 scores.setdefault("similarity", {})[who] = [*similarities(texts, [row["output"] for row in rows])]
-    if all(value is None for value in scores.get("choice_accuracy", {}).get("adapter", [])):
-        scores.pop("choice_accuracy", None)
-    return scores
+    return {name: sides for name, sides in scores.items() if any(value is not None for value in sides["adapter"])}
 
 
 def _score_answers(rows: Sequence[Mapping[str, Any]], sheet: AnswerSheet) -> dict[str, list[Any]]:
@@ -124,14 +132,14 @@ def _score_answers(rows: Sequence[Mapping[str, Any]], sheet: AnswerSheet) -> dic
         "run_on_share": [float(answer.end == "run_on") for answer in answers],
         "empty_share": [float(not text) for text in texts],
         "repeated_share": [float(repetition(text) >= REPEATED_FROM) for text in texts],
-        "choice_accuracy": choice_scores(rows, texts),
+        **choice_scores(rows, texts),
     }
 
 
 def summarize_scores(
     scores: RowScores, num_tokens: Sequence[int], evaluate: EvaluateSection, keep: Sequence[int] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Means, intervals and verdicts of every metric.
+    """Means, intervals and verdicts of every metric, in the order of `MEANINGS`.
 
     Args:
         scores: as `score_rows` returns them.
@@ -140,7 +148,8 @@ def summarize_scores(
         keep: indices of the rows to use, all by default.
 
     Returns:
-        By metric: `n`, `label`, `better`, `base`, `adapter` and `difference` (see `paired_summary`), `verdict`.
+        By metric: `n`, `label`, `better`, `main`, `base`, `adapter` and `difference` (see `paired_summary`), and
+        with a difference `shown`, `side` and `verdict` (see `judge_difference`).
     """
     places = range(len(num_tokens)) if keep is None else keep
     found = {}
@@ -153,7 +162,7 @@ def summarize_scores(
         found[name] = summarize(name, values, evaluate, weights)
         if name == "loss":
             found["perplexity"] = summarize("perplexity", values, evaluate, weights)
-    return found
+    return {name: found[name] for name in MEANINGS if name in found}
 
 
 def summarize(
@@ -163,31 +172,44 @@ def summarize(
     meaning = MEANINGS[name]
     confidence, samples = evaluate.confidence, evaluate.bootstrap_samples
     if meaning.is_share:
-        parts = paired_shares(values, confidence, samples)
+        parts = paired_shares(values, confidence)
     else:
         transform = np.exp if name == "perplexity" else None
         parts = paired_summary(values, confidence, samples, weights=weights, transform=transform)
-    told = {"n": len(values["adapter"]), "label": meaning.label, "better": meaning.better, **parts}
-    if "difference" in parts:
-        told["verdict"] = verdict(parts["difference"], meaning.better)
-    return told
+    told = {"n": len(values["adapter"]), "label": meaning.label, "better": meaning.better, "main": meaning.is_main}
+    judged = judge_difference(parts["difference"], meaning.better) if "difference" in parts else {}
+    return {**told, **parts, **judged}
 
 
 def verdict_sentence(metrics: Mapping[str, Mapping[str, Any]], num_rows: int, rows_told: str) -> str:
-    """What was found, in words, with its uncertainty, and what it is not."""
-    parts = [(finding, metrics[name]) for name, finding in FINDINGS.items() if name in metrics]
-    began = f"On {num_rows:,} {rows_told}"
-    if "difference" in next(iter(metrics.values())):
-        told = f"{began}: {'; '.join(_clause(finding, part) for finding, part in parts)}."
-    else:
-        alone = "; ".join(f"{finding.name} {format_interval(part['adapter'], '.3f')}" for finding, part in parts)
-        told = f"{began} the adapter alone: {alone}. No base was scored, so what training changed is not told."
-    few = " With so few rows the intervals themselves are uncertain." if num_rows < 30 else ""
-    return f"{told} {WHAT_IT_MEASURES}{few}"
+    """What was found, in words, with its uncertainty, and what it is not.
+
+    Args:
+        metrics: as `summarize_scores` returns them, and `general_loss`.
+        num_rows: scored rows, without the general ones.
+        rows_told: where they come from.
+    """
+    found = [(finding, metrics[name]) for name, finding in FINDINGS.items() if name in metrics]
+    told = [_told_of(f"{num_rows:,} {rows_told}", found)] if found else []
+    if general := metrics.get("general_loss"):
+        told.append(_told_of(f"{general['n']:,} rows that are not medical", [(GENERAL_FINDING, general)]))
+    if not any("difference" in part for part in metrics.values()):
+        told.append("The base was not scored, so this does not show what training changed.")
+    if found:
+        told.append(WHAT_IT_MEASURES)
+    if found and num_rows < FEW_ROWS:
+        told.append("With so few rows the intervals themselves are uncertain.")
+    return " ".join(told)
+
+
+def _told_of(rows: str, found: Sequence[tuple[Finding, Mapping[str, Any]]]) -> str:
+    if all("difference" in part for _, part in found):
+        return f"On {rows}: {'; '.join(_clause(finding, part) for finding, part in found)}."
+    alone = "; ".join(f"{finding.name} {format_interval(part['adapter'], '.3f')}" for finding, part in found)
+    return f"On {rows} the adapter alone: {alone}."
 
 
 def _clause(finding: Finding, part: Mapping[str, Any]) -> str:
-    side = part["verdict"].split(" ", 1)[0]
-    words = {"higher": finding.higher, "lower": finding.lower}.get(side, finding.none)
+    words = {"higher": finding.higher, "lower": finding.lower, None: finding.none}[part["side"]]
     means = f"{part['base']['mean']:.3f} → {part['adapter']['mean']:.3f}"
     return f"{words} ({finding.name} {means}, difference {format_interval(part['difference'], '+.3f')})"

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import hardware
 from alpacare_sft.cpu_layout import fast_cpu_layout
-from alpacare_sft.errors import RecipeError, RunError
+from alpacare_sft.errors import RunError
 from alpacare_sft.evaluation.answering import AnswerSheet, Questions, fill_sheet
 from alpacare_sft.evaluation.compared_models import ComparedModels
-from alpacare_sft.evaluation.held_out import (
-    GENERAL_ROWS,
-    HeldOutRows,
-    encode_rows,
-    load_other_rows,
-    read_rows,
-    read_test_split,
-)
-from alpacare_sft.evaluation.scoring import RowScores, score_rows, summarize, summarize_scores, verdict_sentence
+from alpacare_sft.evaluation.held_out import GENERAL_ROWS, encode_rows, load_other_rows, read_rows, read_test_split
+from alpacare_sft.evaluation.results import describe_circumstances, list_predictions, summarize_rows
+from alpacare_sft.evaluation.scoring import score_rows
+from alpacare_sft.evaluation.selection import Selection
 from alpacare_sft.evaluation_report import save_evaluation_report
-from alpacare_sft.generation import with_notice
 from alpacare_sft.hub.card import save_card
-from alpacare_sft.intervals import SCOPE
 from alpacare_sft.prompt import PromptEncoder
 from alpacare_sft.recipe.writing import read_resolved, recipe_sha256
-from alpacare_sft.recording import installed_versions
-from alpacare_sft.review import judge_answers, save_review_sheets
+from alpacare_sft.recording import installed_versions, say
+from alpacare_sft.review import check_judge, judge_answers, save_review_sheets
 from alpacare_sft.run import RunDirectory, file_sha256, write_json, write_text
 from alpacare_sft.similarity import find_encoder
 
@@ -76,15 +67,15 @@ def evaluate(
         ModelError: if `adapter` cannot be had or does not fit.
         RunError: if there is no trained adapter, or its recipe was edited since.
     """
-    if limit is not None and limit < 1:
-        raise RecipeError(f"--limit must be at least 1, got {limit}.")
+    selection = Selection(limit, rows, adapter)
+    check_judge(recipe.evaluate.judge)
     if "similarity" in recipe.evaluate.metrics:
         find_encoder()  # before the hour that answers may take
     run = RunDirectory(recipe.output_dir)
     trained = trained_recipe(run)
     hardware.set_threads()
     asked = load_other_rows(rows, trained, run, limit) if rows else read_test_split(run, limit)
-    folder = _folder(run, limit, rows, adapter)
+    folder = selection.folder(run)
     with RunDirectory(folder).lock():
         models = ComparedModels(trained, recipe, run, adapter)
         encoder = PromptEncoder(models.tokenizer, trained.prompt)
@@ -95,17 +86,20 @@ def evaluate(
             wants_losses="loss" in recipe.evaluate.metrics,
             learnt_end=encoder.end_token_id(),
         )
+        beyond = questions.num_beyond(models.context_tokens, recipe.generate.max_new_tokens)
+        if beyond:
+            say(f"{beyond} rows are longer than the {models.context_tokens:,} tokens that the model reads.")
         sheets = _fill_sheets(folder, questions, models, recipe)
         row_scores = score_rows(asked.rows, sheets, questions, recipe.evaluate.metrics)
-        predictions = _predictions(asked, questions, sheets, row_scores, recipe.safety.disclaimer)
+        predictions = list_predictions(asked, questions, sheets, row_scores, recipe.safety.disclaimer)
         scores = {
-            **_summary(asked, questions, sheets, row_scores, recipe),
-            "limit": limit,
-            "complete": limit is None and rows is None and adapter is None,
-            **_circumstances(run, models, sheets, recipe),
+            **summarize_rows(asked, questions, sheets, row_scores, recipe),
+            "beyond_context": beyond,
+            **selection.describe(),
+            **describe_circumstances(run, models, sheets, recipe),
         }
         _save(folder, scores, predictions, recipe)
-        if scores["complete"]:
+        if selection.is_whole:
             run.update_record({"scores_sha256": file_sha256(folder / "scores.json")})
             save_card(run, dataclasses.replace(trained, hub=recipe.hub, safety=recipe.safety, generate=recipe.generate))
             if questions.wants_answers:
@@ -118,36 +112,26 @@ def trained_recipe(run: RunDirectory) -> Recipe:
     """The recipe that a run's adapter was trained by.
 
     Raises:
-        RunError: if there is no adapter, or the recipe was edited since.
+        RunError: if there is no adapter, its training has not ended, or the recipe was edited since.
     """
     if not run.has_adapter():
         raise RunError(f"output_dir: {run.path} holds no trained adapter. Train it first: alpacare-sft train RECIPE.")
+    record = run.read_record()
+    if record.get("status") != "done":
+        raise RunError(f"output_dir: the training in {run.path} has not ended. Run it again to go on.")
     trained = read_resolved(run.recipe)
-    if run.read_record().get("recipe_sha256") != recipe_sha256(trained):
+    if record["recipe_sha256"] != recipe_sha256(trained):
         raise RunError(f"{run.recipe} is not the recipe that this adapter was trained by. Undo what was changed in it.")
     return trained
 
 
-def _folder(run: RunDirectory, limit: int | None, rows: str | None, adapter: str | None) -> Path:
-    """Scores of the whole test split with the run's own adapter stand in `eval/`, and nothing else does."""
-    parts = [f"rows-{_short_name(rows)}"] if rows else []
-    parts += [f"adapter-{_short_name(adapter)}"] if adapter else []
-    parts += [f"first-{limit}"] if limit else []
-    return run.path / "eval" / "-".join(parts) if parts else run.path / "eval"
-
-
-def _short_name(place: str) -> str:
-    """The last part of a path, and of the whole enough to tell it from another of that name."""
-    whole = str(Path(place).resolve()) if Path(place).exists() else place
-    return f"{Path(place).stem}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
-
-
 def _fill_sheets(folder: Path, questions: Questions, models: ComparedModels, recipe: Recipe) -> dict[str, AnswerSheet]:
     """Ask the base first: merging changes its weights."""
-    told = models.describe(), dataclasses.asdict(recipe.generate), recipe.train["seed"], installed_versions()
+    device = hardware.describe_hardware(recipe.train["use_cpu"])["device"]
+    told = models.describe(), installed_versions(), device
     sheets: dict[str, AnswerSheet] = {}
     for who in ("base", "adapter") if recipe.evaluate.baseline else ("adapter",):
-        fingerprint = questions.fingerprint(who, *told, hardware.describe_hardware()["device"])
+        fingerprint = {"model": questions.fingerprint(who, *told), "generate": _deciding(recipe)}
         sheet = AnswerSheet.open(folder / "answers" / f"{who}.jsonl", fingerprint)
         if sheet.lacks(questions):
             model, merge = (models.base(), {}) if who == "base" else models.with_adapter(questions.rows)
@@ -158,75 +142,16 @@ def _fill_sheets(folder: Path, questions: Questions, models: ComparedModels, rec
     return sheets
 
 
-def _summary(
-    asked: HeldOutRows, questions: Questions, sheets: Mapping[str, AnswerSheet], row_scores: RowScores, recipe: Recipe
-) -> dict[str, Any]:
-    num_tokens = [sum(row["completion_mask"]) for row in questions.rows]
-    metrics = summarize_scores(row_scores, num_tokens, recipe.evaluate)
-    if questions.general:
-        every = range(len(questions.general))
-        values = {who: [sheet.general_losses[row] for row in every] for who, sheet in sheets.items()}
-        weights = [sum(row["completion_mask"]) for row in questions.general]
-        metrics["general_loss"] = summarize("general_loss", values, recipe.evaluate, weights)
-    apart = [place for place, row in enumerate(asked.rows) if row["id"] not in asked.near]
-    near: dict[str, Any] = {"threshold": asked.threshold, "rows": len(asked.rows) - len(apart)}
-    if apart and near["rows"]:
-        kept = summarize_scores(row_scores, num_tokens, recipe.evaluate, apart)
-        near["without"] = {"n": len(apart), "metrics": kept}
-    return {
-        "n": len(asked.rows),
-        "source": asked.source,
-        "rows": dict(asked.counts),
-        "metrics": metrics,
-        "verdict": verdict_sentence(metrics, len(asked.rows), asked.source),
-        "intervals": SCOPE,
-        "near_duplicates": near,
-    }
-
-
-def _circumstances(
-    run: RunDirectory, models: ComparedModels, sheets: Mapping[str, AnswerSheet], recipe: Recipe
-) -> dict[str, Any]:
-    """With what, on what and by which settings: what repeating it takes."""
-    record = run.read_record()
-    return {
-        "model": {**models.describe(), **sheets["adapter"].merge},
-        "generate": dataclasses.asdict(recipe.generate),
-        "evaluate": {key: value for key, value in dataclasses.asdict(recipe.evaluate).items() if key != "judge"},
-        "seconds": {who: round(sheet.seconds, 1) for who, sheet in sheets.items()},
-        "seed": recipe.train["seed"],
-        **{key: record[key] for key in ("recipe_sha256", "data_sha256")},
-        "seen_in_training": 0,  # anything else was refused
-        "versions": installed_versions(),
-        "hardware": hardware.describe_hardware(),
-        "notice": recipe.safety.disclaimer,
-    }
-
-
-def _predictions(
-    asked: HeldOutRows, questions: Questions, sheets: Mapping[str, AnswerSheet], row_scores: RowScores, notice: str
-) -> list[dict[str, Any]]:
-    lines = []
-    for place, row in enumerate(asked.rows):
-        prompt = {"instruction": row["instruction"], "input": row["input"]}
-        line: dict[str, Any] = {"id": row["id"], "prompt": prompt, "reference": row["output"]}
-        answers = {who: sheet.answers[place] for who, sheet in sheets.items() if questions.wants_answers}
-        for who, answer in answers.items():
-            line |= {who: answer.text, f"{who}_end": answer.end, f"{who}_tokens": answer.num_tokens}
-        line["reference_tokens"] = sum(questions.rows[place]["completion_mask"])
-        line["display"] = {who: with_notice(answer, notice) for who, answer in answers.items()}
-        of_row = {
-            name: {who: values[place] for who, values in sides.items() if values[place] is not None}
-            for name, sides in row_scores.items()
-        }
-        line["scores"] = {name: sides for name, sides in of_row.items() if sides}
-        if row["id"] in asked.near:
-            line["near_duplicate_of"] = asked.near[row["id"]]
-        lines.append(line)
-    return lines
+def _deciding(recipe: Recipe) -> dict[str, Any]:
+    """What of `generate` decides an answer: not the size of a batch, unless its rows share random numbers."""
+    told = dataclasses.asdict(recipe.generate)
+    if recipe.generate.do_sample:
+        return {**told, "seed": recipe.train["seed"]}
+    return {key: told[key] for key in ("max_new_tokens", "do_sample")}
 
 
 def _save(folder: Path, scores: dict[str, Any], predictions: list[dict[str, Any]], recipe: Recipe) -> None:
+    (folder / "judge.json").unlink(missing_ok=True)  # of other answers, for all that is known here
     write_text(folder / "predictions.jsonl", "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions))
     write_json(folder / "scores.json", scores)
     save_evaluation_report(folder / "report.html", scores, predictions, notice=recipe.safety.disclaimer)
@@ -234,10 +159,8 @@ def _save(folder: Path, scores: dict[str, Any], predictions: list[dict[str, Any]
 
 def _judge(folder: Path, predictions: list[dict[str, Any]], recipe: Recipe) -> dict[str, Any] | None:
     """Last, so that a judge that fails costs no answer and no score."""
-    judged = folder / "judge.json"
     if recipe.evaluate.judge is None:
-        judged.unlink(missing_ok=True)
         return None
-    found = judge_answers(predictions, recipe.evaluate.judge)
-    write_json(judged, found)
+    found = judge_answers(predictions, recipe.evaluate.judge, folder / "judge_replies.jsonl")
+    write_json(folder / "judge.json", found)
     return found

@@ -1,4 +1,4 @@
-"""The adapter on the Hub: its licences, its card, what leaves this machine, and the push.
+"""The adapter on the Hub: its licences, its model card, what leaves this machine, and the push.
 
-Nothing is imported here: training needs the card and must not load the client.
+Nothing is imported here: training needs the model card and must not load the client.
 """

@@ -1,7 +1,8 @@
-"""The adapter's card: what it is, what was measured, what it is not for; every number is one of the record."""
+"""The model card: what an adapter is, what was measured, what it is not for; every number is one of the record."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import __version__
 from alpacare_sft.data.files import EMBEDDED_FILES
-from alpacare_sft.hub.evidence import Evidence, read_evidence
+from alpacare_sft.hub.evidence import COMMIT, Evidence, pinned_recipe, read_evidence
 from alpacare_sft.hub.licenses import adapter_license, base_license, data_license, hub_dataset
 from alpacare_sft.model import EMBEDDED, EMBEDDED_NAME
 from alpacare_sft.prompt import format_sections
@@ -57,15 +58,15 @@ def format_card(recipe: Recipe, evidence: Evidence) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(count=_count, number=_number, cell=_cell)
-    base = evidence.record["base_model"]
+    environment.filters.update(count=_count, cell=_cell, literal=_literal)
+    recipe = pinned_recipe(recipe, evidence.record)
+    base, dataset = evidence.record["base_model"], hub_dataset(recipe.data.path)
     return environment.get_template("card.md").render(
         metadata=_metadata(recipe, evidence),
         recipe=recipe,
         record=evidence.record,
         report=evidence.report,
         scores=evidence.scores,
-        no_scores=evidence.no_scores,
         scored=[] if evidence.scores is None else list(_score_rows(evidence.scores["metrics"])),
         funnel=list(_funnel(evidence.report)),
         settings=dict(_settings(recipe)),
@@ -76,16 +77,26 @@ def format_card(recipe: Recipe, evidence: Evidence) -> str:
         base_license=base_license(base["name"], recipe.hub.license),
         license=adapter_license(base["name"], recipe.hub),
         rows_from=_source(recipe),
-        dataset=hub_dataset(recipe.data.path),
-        local_rows=not hub_dataset(recipe.data.path) and not _is_packaged(recipe.data.path),
+        dataset=dataset,
+        local_rows=not dataset and not _is_packaged(recipe.data.path),
+        pinned=" and ".join(_pinned(recipe)),
         targets=_targets(recipe),
         confidence=_confidence(evidence.scores),
         data_license=data_license(recipe.data.path, recipe.hub),
         prompt=format_sections("{instruction}", "{input}", recipe.prompt.system).rstrip("\n"),
         code_prompt=format_sections("What helps with a cold?", "", recipe.prompt.system),
+        ends=evidence.record["end_token_ids"],
         notice=" ".join(recipe.safety.disclaimer.split()),
         version=__version__,
     )
+
+
+def _pinned(recipe: Recipe) -> Iterator[str]:
+    """What of a recipe is named by its commit."""
+    if COMMIT.fullmatch(recipe.model.model_revision):
+        yield "the base model"
+    if COMMIT.fullmatch(recipe.data.revision or ""):
+        yield "the data set"
 
 
 def _metadata(recipe: Recipe, evidence: Evidence) -> str:
@@ -125,7 +136,7 @@ def _results(recipe: Recipe, scores: Mapping[str, Any]) -> Iterator[Any]:
         general = name == "general_loss"
         yield EvalResult(
             task_type="text-generation",
-            dataset_type="alpacare_sft/general" if general else dataset or "alpacare_sft/held-out",
+            dataset_type="general-rows" if general else dataset or "held-out-rows",
             dataset_name="rows that are not medical, of alpacare_sft"
             if general
             else f"{_source(recipe)}, held-out rows",
@@ -138,21 +149,15 @@ def _results(recipe: Recipe, scores: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _score_rows(metrics: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Each score as the report rounds it, the verdict in words."""
+    from alpacare_sft.intervals import format_interval
+
     for name, metric in metrics.items():
-        sides = {who: _interval(metric.get(who)) for who in ("base", "adapter", "difference")}
-        yield {
-            "name": name,
-            "label": metric.get("label", ""),
-            **sides,
-            **{key: metric.get(key) for key in ("n", "verdict")},
+        sides = {
+            who: format_interval(metric[who], "+.3f" if who == "difference" else ".3f") if metric.get(who) else "–"
+            for who in ("base", "adapter", "difference")
         }
-
-
-def _interval(side: Mapping[str, Any] | None) -> str:
-    if not side:
-        return "–"
-    between = f" [{_number(side['low'])}, {_number(side['high'])}]" if _is_finite(side.get("low")) else ""
-    return f"{_number(side['mean'])}{between}"
+        yield {"name": name, **sides, **{key: metric.get(key) for key in ("label", "n", "verdict")}}
 
 
 def _funnel(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -187,9 +192,10 @@ def _link(name: str) -> str:
 
 
 def _settings(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    unused = "max_steps" if recipe.train["max_steps"] < 0 else "num_train_epochs"  # a number of steps comes first
     for key in _SHOWN:
         value = recipe.train.get(key)
-        if value is not None and (key, value) != ("max_steps", -1):
+        if value is not None and key != unused:
             yield key, getattr(value, "value", value)
 
 
@@ -226,11 +232,11 @@ def _count(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else ""
 
 
-def _number(value: Any) -> str:
-    """Four significant digits; small ones in powers of ten."""
-    return f"{value:.4g}" if _is_finite(value) else "not a number"
-
-
 def _cell(value: Any) -> str:
     """Text that stays in its cell of a table."""
     return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _literal(value: Any) -> str:
+    """Text as Python source has it, letters of every script as they are."""
+    return json.dumps(value, ensure_ascii=False)

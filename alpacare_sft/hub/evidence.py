@@ -1,14 +1,23 @@
-"""What a run's directory says about its adapter, for the card and the push."""
+"""What a run's directory says about its adapter, for the model card and the push."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.adapter import adapter_sha256
+from alpacare_sft.hub.licenses import hub_dataset
 from alpacare_sft.run import RunDirectory, file_sha256
+
+if TYPE_CHECKING:
+    from alpacare_sft.recipe import Recipe
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -41,12 +50,28 @@ def read_evidence(run: RunDirectory) -> Evidence:
     return Evidence(record, _read(run.data / "report.json"), None if fault else scores, fault)
 
 
+def pinned_recipe(recipe: Recipe, record: Mapping[str, Any]) -> Recipe:
+    """A run's recipe with the commits that its branches stood for, so that a rerun fetches the same files.
+
+    Args:
+        recipe: that the run was trained by.
+        record: of the run; a commit that it does not have stays as the recipe names it.
+    """
+    base, rows = (record.get("base_model") or {}).get("revision") or "", record.get("data_commit")
+    model, data = recipe.model, recipe.data
+    if COMMIT.fullmatch(base):
+        model = dataclasses.replace(model, model_revision=base)
+    if rows and hub_dataset(data.path):
+        data = dataclasses.replace(data, revision=rows)
+    return dataclasses.replace(recipe, model=model, data=data)
+
+
 def _scores_fault(scores: dict[str, Any], adapter: Path) -> str:
     remedy = "Score it: alpacare-sft eval RECIPE"
     if not scores.get("metrics"):
         return f"this adapter was not evaluated. {remedy}"
     if not scores.get("complete"):
-        return f"eval/scores.json is not of the whole test split. {remedy}"
+        return f"eval/scores.json does not cover the whole test split. {remedy}"
     if (scores.get("model") or {}).get("adapter_sha256") != adapter_sha256(adapter):
         return f"eval/scores.json is of another adapter. {remedy}"
     return ""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft.data.files import EMBEDDED_FILES
 from alpacare_sft.errors import RunError
 from alpacare_sft.hub.card import format_card
-from alpacare_sft.hub.evidence import Evidence
+from alpacare_sft.hub.evidence import Evidence, pinned_recipe
 from alpacare_sft.hub.licenses import base_license, hub_dataset
 from alpacare_sft.recipe.document import dump_yaml
 from alpacare_sft.recipe.writing import recipe_document
@@ -46,28 +46,19 @@ ALLOWED = frozenset(
     }
 )
 _RECORD = (
-    *(
-        "status",
-        "recipe_sha256",
-        "data_sha256",
-        "versions",
-        "git_commit",
-        "hardware",
-        "precision",
-        "seed",
-        "base_model",
-    ),
-    *("rows", "tokens", "parameters", "train", "seconds"),
+    *("status", "recipe_sha256", "data_sha256", "data_commit", "versions", "git_commit", "hardware", "precision"),
+    *("seed", "base_model", "end_token_ids", "rows", "tokens", "parameters", "train", "seconds"),
 )
 _SCORES = (
     *("n", "source", "limit", "complete", "rows", "metrics", "verdict", "intervals", "near_duplicates", "model"),
+    *("beyond_context", "unseen"),
     *("generate", "seed", "seconds", "versions", "recipe_sha256", "data_sha256", "hardware", "notice"),
 )
 _REASONS = {
-    "checkpoints": "for going on with the training only",
+    "checkpoints": "only needed to go on with the training",
     "data": "text of rows (hub.include_rows publishes data/report.html)",
     "eval": "text of rows (hub.include_rows publishes eval/report.html and eval/predictions.jsonl)",
-    "training.html": "the card has its numbers",
+    "training.html": "the model card has its numbers",
 }
 # Keys of `train` that name projects, accounts and servers of whoever trained; none alters the adapter.
 _PRIVATE = re.compile(r"run_name|project|report_to|(trackio|hub)_.*")
@@ -113,6 +104,8 @@ def collect_files(
         RunError: if the adapter is not one to publish, or a file would tell of this machine.
     """
     check_weights(run.adapter / WEIGHTS)
+    if not (run.adapter / "tokenizer_config.json").is_file():
+        raise RunError(f"{run.adapter} holds no tokenizer. Train it again: alpacare-sft train RECIPE --overwrite.")
     base = without_places(evidence.record["base_model"])
     evidence = dataclasses.replace(evidence, record={**evidence.record, "base_model": base})
     known = base_license(evidence.record["base_model"]["name"], recipe.hub.license)
@@ -120,7 +113,7 @@ def collect_files(
         "README.md": format_card(recipe, evidence).encode(),
         "adapter_config.json": _adapter_config(run, evidence.record),
         WEIGHTS: run.adapter / WEIGHTS,
-        "recipe.yaml": _recipe_text(recipe).encode(),
+        "recipe.yaml": _recipe_text(pinned_recipe(recipe, evidence.record)).encode(),
         "run.json": _json(without_places({key: evidence.record[key] for key in _RECORD if key in evidence.record})),
     }
     for name in TOKENIZER:
@@ -160,7 +153,7 @@ def check_weights(path: Path) -> None:
         ) from error
     for name, value in weights.items():
         if "lora_" not in name and not name.endswith(".bias"):
-            raise RunError(f"{path} holds {name}, which is no LoRA weight. Publish an adapter of LoRA weights alone.")
+            raise RunError(f"{path} holds {name}, which is not a LoRA weight. Publish an adapter of LoRA weights only.")
         if not bool(torch.isfinite(value).all()):
             raise RunError(f"{path}: {name} holds values that are not finite. Train again with a lower learning rate.")
     if not any(bool(value.any()) for name, value in weights.items() if "lora_B" in name):
@@ -223,10 +216,13 @@ def _kept_back(run: RunDirectory, files: Mapping[str, bytes | Path]) -> Iterator
         left = sorted({top, *top.rglob("*")} - published - remade)
         left = [path for path in left if path.is_file()]
         if top == run.adapter:
-            yield from ((f"adapter/{path.relative_to(top)}", "not on the list of what is published") for path in left)
+            yield from ((f"adapter/{path.relative_to(top)}", "not on the list of files to publish") for path in left)
         elif left:
             named = f"{top.name}/" if top.is_dir() else top.name
-            yield f"{named}{f' ({len(left)} files)' if top.is_dir() else ''}", _REASONS.get(top.name, "not on the list")
+            yield (
+                f"{named}{f' ({len(left)} files)' if top.is_dir() else ''}",
+                _REASONS.get(top.name, "not on the list of files to publish"),
+            )
 
 
 def _check_places(publication: Publication, run: RunDirectory) -> None:

@@ -14,20 +14,22 @@ from alpacare_sft.model import EMBEDDED_NAME
 if TYPE_CHECKING:
     from alpacare_sft.recipe.sections import HubSection
 
-_META = "Copyright © Meta Platforms, Inc. All Rights Reserved."
+# What each licence of Meta asks for is read in models/llama*/LICENSE of github.com/meta-llama/llama-models (commit
+# a9c89c4), section 1.b: a copy of it, the notice, and from Llama 3 on a line to display and how the name begins.
+_META = "Meta Platforms, Inc. All Rights Reserved."
 # Llama with the version of a licence in the name; a size (`llama-3b`) and `4bit` are none.
 _LLAMA = re.compile(r"llama[-_]?(2|3[._][123]|3|4)(?![\d.]|b(?:it)?(?![a-z]))", re.IGNORECASE)
 _NOT_OF_META = re.compile(r"(?:tiny|open)[-_]?llama", re.IGNORECASE)
-# Families whose number is not that of the licence, each with the version that its model card names.
+# Families whose number is not that of the licence, with the version that it is; each has its source. Llama Guard 3 8B
+# is not among them: its repository holds the licence of 3.2, its page on the Hub names that of 3.1.
 _FAMILIES = {
-    r"code-?llama": "2",
-    r"llama-?guard-7b": "2",
-    r"llama-?guard-2": "3",
-    r"llama-?guard-3-(?:1b|11b)": "3.2",
-    r"llama-?guard-3": "3.1",
-    r"llama-?guard-4": "4",
-    r"deepseek-r1-distill-llama-8b": "3.1",
-    r"deepseek-r1-distill-llama-70b": "3.3",
+    r"code-?llama": "2",  # LICENSE of github.com/meta-llama/codellama, which names that of meta-llama/llama
+    r"llama-?guard-7b": "2",  # README.md of github.com/meta-llama/PurpleLlama (4be64c3), "License"
+    r"llama-?guard-2": "3",  # the same; so does Llama-Guard2/README.md
+    r"llama-?guard-3-(?:1b|11b)": "3.2",  # Llama-Guard3/1B/LICENSE and 11B-vision/LICENSE there
+    r"llama-?guard-4": "4",  # Llama-Guard4/12B/LICENSE there
+    r"deepseek-r1-distill-llama-8b": "3.1",  # README.md of github.com/deepseek-ai/DeepSeek-R1, "License"
+    r"deepseek-r1-distill-llama-70b": "3.3",  # the same
 }
 _LLAMA_ID = re.compile(r"llama(2|3\.[123]|3|4)")
 
@@ -42,6 +44,7 @@ class BaseLicense:
         page: where it can be read.
         name_prefix: how the adapter's name must begin, or empty.
         notice: text that must come with it, or empty.
+        built_with: what must be displayed, or empty.
     """
 
     id: str
@@ -49,6 +52,7 @@ class BaseLicense:
     page: str
     name_prefix: str = ""
     notice: str = ""
+    built_with: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class DataLicense:
 
     Attributes:
         id: as the Hub spells it, or None where it is not stated.
-        told: a sentence for the card.
+        told: sentences for the model card.
     """
 
     id: str | None
@@ -70,10 +74,11 @@ class DataLicense:
 
 
 KNOWN_DATA = {
+    # DATA_LICENSE of github.com/XZhang97666/AlpaCare (b469c41); the copy on the Hub states none.
     "lavita/AlpaCare-MedInstruct-52k": DataLicense(
         "cc-by-nc-4.0",
-        "Its answers were written by OpenAI models, and the AlpaCare authors release what they made of it for "
-        "non-commercial use (CC BY-NC 4.0); the terms in force are those of its page.",
+        "The AlpaCare authors release the data for non-commercial use (CC BY-NC 4.0); this copy of it states no "
+        "licence. Its answers were written by OpenAI models, whose terms of use may add to that.",
     ),
     **{name: DataLicense("cc0-1.0", "Written for alpacare_sft, CC0-1.0.") for name in EMBEDDED_FILES},
 }
@@ -105,8 +110,8 @@ def _llama_version(name: str) -> str | None:
 
 
 def _llama_license(version: str) -> BaseLicense:
-    if version == "2":  # asks for the notice, and for no name
-        notice = f"Llama 2 is licensed under the LLAMA 2 Community License, {_META.replace('©', '(c)')}"
+    if version == "2":  # asks for no name and no line to display
+        notice = f"Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) {_META}"
         return BaseLicense("llama2", "Llama 2 Community License", "https://ai.meta.com/llama/license/", notice=notice)
     full = "Meta Llama 3" if version == "3" else f"Llama {version}"
     title = f"{full} Community License"
@@ -115,7 +120,8 @@ def _llama_license(version: str) -> BaseLicense:
         title,
         f"https://www.llama.com/llama{version.replace('.', '_')}/license/",
         name_prefix="Llama-3" if version == "3" else "Llama",
-        notice=f"{full} is licensed under the {title}, {_META}",
+        notice=f"{full} is licensed under the {title}, Copyright © {_META}",
+        built_with="Built with Meta Llama 3" if version == "3" else "Built with Llama",
     )
 
 
@@ -131,7 +137,7 @@ def data_license(path: str | Sequence[str], hub: HubSection) -> DataLicense:
 
 
 def adapter_license(base: str, hub: HubSection) -> str | None:
-    """The licence that the card names for the adapter, or None where neither recipe nor base says one."""
+    """The licence that the model card names for the adapter, or None where neither recipe nor base says one."""
     known = base_license(base)
     return hub.license or (known.id if known else None)
 
@@ -153,28 +159,28 @@ def license_faults(base: str, path: str | Sequence[str], hub: HubSection) -> Ite
     begins = known is not None and name.replace("-", "").startswith(known.name_prefix.replace("-", ""))
     if known and name and not begins:
         yield (
-            f"hub.repo_id: the name of an adapter of {base} must begin with {known.name_prefix!r}, got {name!r}: the "
-            f"{known.title} asks for it ({known.page}). Name it {known.name_prefix}-{name}."
+            f"hub.repo_id: the name of an adapter for {base} must begin with {known.name_prefix!r}, got {name!r}: the "
+            f"{known.title} requires it ({known.page}). Name it {known.name_prefix}-{name}."
         )
     if known and known.notice and hub.license not in (None, known.id):
         yield (
-            f"hub.license must be {known.id} or left out, got {hub.license!r}: an adapter of {base} stands under the "
-            f"{known.title} ({known.page})."
+            f"hub.license must be {known.id} or left out, got {hub.license!r}: the {known.title} covers an adapter for "
+            f"{base} ({known.page})."
         )
     if known is None and not hub.license and "llama" in base.lower():
         yield (
-            f"hub.license must name the licence of {base}, got nothing: its name holds llama and does not tell whether "
-            "Meta's terms hold. Read the licence on its page at the Hub and state it, such as --hub.license llama3.1 "
-            "or apache-2.0."
+            f"hub.license must name the licence of {base}, got nothing: its name contains llama but does not say which "
+            "licence covers it. Read that on its page on the Hub and state it, such as --hub.license llama3.1 or "
+            "--hub.license apache-2.0."
         )
     rows = data_license(path, hub)
     if rows.id and "-nd" in rows.id.lower():
         yield (
-            f"hub.data_license: {rows.id} forbids sharing what is made of the rows, and an adapter is. "
+            f"hub.data_license: {rows.id} forbids sharing derivatives of the rows, and an adapter is one. "
             "Ask their owner, or train on other rows."
         )
     if hub.include_rows and rows.id is None:
         yield (
             "hub.include_rows: true publishes the text of rows, and nothing says that their licence allows it. "
-            "State it by hub.data_license, or leave include_rows out."
+            "State it in hub.data_license, or leave include_rows out."
         )

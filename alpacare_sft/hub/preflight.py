@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.errors import RecipeError, RunError
 from alpacare_sft.hub.card import TAG
-from alpacare_sft.hub.files import ALLOWED, LICENSE
+from alpacare_sft.hub.evidence import COMMIT
+from alpacare_sft.hub.files import ALLOWED
 from alpacare_sft.hub.licenses import base_license, license_faults
 from alpacare_sft.hub.refusals import TOKENS, refusals_told
 from alpacare_sft.model import EMBEDDED, EMBEDDED_NAME
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
     from alpacare_sft.recipe import Recipe
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+# Meta's repositories on the Hub name a licence by the first (Llama 3.2) or by the second (Llama 3.1 and 3.3).
+LICENSE_NAMES = ("LICENSE.txt", "LICENSE")
 _EMPTY = frozenset({".gitattributes", "README.md"})
 
 
@@ -31,12 +33,12 @@ class Remote:
 
     Attributes:
         commit: that `main` stands for.
-        files: path → size, SHA-1 of the blob and, where it is stored apart, SHA-256 of the content.
+        files: paths of what it holds.
         private: whether only its owner sees it.
     """
 
     commit: str
-    files: Mapping[str, tuple[int | None, str | None, str | None]]
+    files: frozenset[str]
     private: bool
 
 
@@ -73,8 +75,8 @@ def recipe_faults(recipe: Recipe, base: Mapping[str, str | None] | None = None) 
     public = base_name(recipe) if base is None else str(base["name"])
     if _is_local(public, base):
         yield (
-            f"model.model_name_or_path must be known on the Hub for others to load the adapter, got {public}. "
-            "Train with the base's name on the Hub; its files are taken from the cache where they are there."
+            f"model.model_name_or_path must be a model on the Hub, so that others can load the adapter, got {public}. "
+            "Train with the base's name on the Hub; files that are in the cache are not downloaded again."
         )
     yield from license_faults(public, recipe.data.path, recipe.hub)
 
@@ -84,7 +86,7 @@ def _is_local(name: str, base: Mapping[str, str | None] | None) -> bool:
         return False
     if Path(name).expanduser().exists() or name.count("/") > 1 or name.startswith((".", "/", "~")):
         return True
-    return base is not None and not _COMMIT.fullmatch(base["revision"] or "")
+    return base is not None and not COMMIT.fullmatch(base["revision"] or "")
 
 
 def check_recipe(recipe: Recipe, base: Mapping[str, str | None] | None = None) -> None:
@@ -118,12 +120,12 @@ def open_hub(repo_id: str) -> HfApi:
     from huggingface_hub import HfApi, constants, get_token
 
     if constants.is_offline_mode():
-        raise RunError("hub: HF_HUB_OFFLINE is set, and a push needs the Hub. Unset it, or add --dry-run to look only.")
+        raise RunError("hub: HF_HUB_OFFLINE is set, and a push needs the Hub. Unset it, or add --dry-run just to look.")
     token = get_token()
     if not token:
         raise RunError(f"hub: no token was found. Make one with the right to write at {TOKENS}, then `hf auth login`.")
     if not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise RunError(f"hub: the token holds characters that none has. Copy it anew from {TOKENS}.")
+        raise RunError(f"hub: the token contains characters that no token has. Copy it again from {TOKENS}.")
     api = HfApi(token=token)
     with refusals_told(repo_id):
         account = api.whoami()
@@ -141,7 +143,8 @@ def _check_rights(account: Mapping[str, Any], repo_id: str) -> None:
         organisation = organisations.get(owner.lower())
         if organisation is None:
             raise RunError(
-                f"hub.repo_id: {owner} is neither the token's account ({account['name']}) nor an organisation of its. "
+                f"hub.repo_id: {owner} is neither the token's account ({account['name']}) nor one of its "
+                "organisations. "
                 f"Write {account['name']}/{repo_id.partition('/')[2]}, or use a token of {owner}."
             )
         if organisation.get("roleInOrg") == "read":
@@ -178,43 +181,41 @@ def find_remote(api: HfApi, recipe: Recipe, base: str) -> Remote | None:
     repo_id = str(recipe.hub.repo_id)
     with refusals_told(repo_id):
         try:
-            info = api.model_info(repo_id, files_metadata=True)
+            info = api.model_info(repo_id)
         except RepositoryNotFoundError as error:
             if error.response is not None and error.response.status_code == 401:
                 raise
             return None
-    _check_owner(info, repo_id, base)
+    files = frozenset(file.rfilename for file in info.siblings or [])
+    _check_owner(info, files, repo_id, base)
     if recipe.hub.private and not info.private:
         raise RunError(
             f"hub.private is true and {repo_id} is public. Set hub.private: false to publish there, make it private at "
             f"https://huggingface.co/{repo_id}/settings, or choose another hub.repo_id."
         )
-    files = {
-        file.rfilename: (file.size, file.blob_id, file.lfs.sha256 if file.lfs else None) for file in info.siblings or []
-    }
     return Remote(str(info.sha), files, bool(info.private))
 
 
-def _check_owner(info: ModelInfo, repo_id: str, base: str) -> None:
+def _check_owner(info: ModelInfo, files: frozenset[str], repo_id: str, base: str) -> None:
     """Refuse to write over what this package did not put there."""
-    files = {file.rfilename for file in info.siblings or []}
     if files <= _EMPTY:
         return
     card = info.card_data
     remedy = "Choose another hub.repo_id."
     if card is None or TAG not in (card.tags or []):
         strange = sorted(files - _EMPTY - ALLOWED) or sorted(files - _EMPTY)
-        raise RunError(f"hub.repo_id: {repo_id} is taken by another work (it holds {_some(strange)}). {remedy}")
+        raise RunError(f"hub.repo_id: {repo_id} already holds something else ({_some(strange)}). {remedy}")
     theirs = card.base_model[0] if isinstance(card.base_model, list) else card.base_model
     if theirs != base:
-        raise RunError(f"hub.repo_id: {repo_id} holds an adapter of {theirs}, this one is of {base}. {remedy}")
+        raise RunError(f"hub.repo_id: {repo_id} holds an adapter for {theirs}, this one is for {base}. {remedy}")
 
 
-def find_license(base: Mapping[str, str | None], *, online: bool) -> Path | None:
+def find_license(base: Mapping[str, str | None], stated: str | None, *, online: bool) -> Path | None:
     """A copy of the licence that asks to come with what is made of a base, from the base's own repository.
 
     Args:
         base: its `name` and `revision`.
+        stated: `hub.license`, which may tell the licence where the name does not.
         online: whether to ask the Hub for what the cache does not hold.
 
     Returns:
@@ -223,18 +224,20 @@ def find_license(base: Mapping[str, str | None], *, online: bool) -> Path | None
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
 
-    name, known = str(base["name"]), base_license(str(base["name"]))
+    name = str(base["name"])
+    known = base_license(name, stated)
     if known is None or not known.notice:
         return None
-    cached = try_to_load_from_cache(name, LICENSE, revision=base["revision"])
-    if isinstance(cached, str):
-        return Path(cached)
-    if not online:
-        return None
-    try:
-        return Path(hf_hub_download(name, LICENSE, revision=base["revision"]))
-    except HfHubHTTPError:  # a look-alike of the base without one, or a licence not accepted by this account
-        return None
+    for file in LICENSE_NAMES:
+        cached = try_to_load_from_cache(name, file, revision=base["revision"])
+        if isinstance(cached, str):
+            return Path(cached)
+        if online:
+            try:
+                return Path(hf_hub_download(name, file, revision=base["revision"]))
+            except HfHubHTTPError:  # a look-alike of the base without one, or a licence not accepted by this account
+                continue
+    return None
 
 
 def _some(names: Sequence[str]) -> str:

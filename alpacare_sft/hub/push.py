@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft.errors import RunError
 from alpacare_sft.evaluation import trained_recipe
 from alpacare_sft.hub.card import save_card
-from alpacare_sft.hub.evidence import Evidence, read_evidence
+from alpacare_sft.hub.evidence import read_evidence
 from alpacare_sft.hub.files import ALLOWED, LICENSE, NOTICE, Publication, collect_files
+from alpacare_sft.hub.licenses import base_license
 from alpacare_sft.hub.preflight import (
+    LICENSE_NAMES,
     Remote,
     check_recipe,
     find_license,
@@ -43,7 +43,7 @@ class Pushed:
         commit: that `main` stands for now; None in a dry run.
         changed: whether this push made that commit.
         files: that the repository holds of this run.
-        card: text of its README.md.
+        card: the model card, text of its README.md.
     """
 
     repo_id: str | None
@@ -54,7 +54,7 @@ class Pushed:
 
 
 def push(recipe: Recipe, *, dry_run: bool = False) -> Pushed:
-    """Publish a run's adapter with its card, recipe, record and scores, in one commit.
+    """Publish a run's adapter with its model card, recipe, record and scores, in one commit.
 
     Model, data and training are those of the run in `output_dir`; `hub` and `safety` those of the
     recipe given. The same content pushed twice makes one commit. Until the commit, which the Hub
@@ -75,63 +75,64 @@ def push(recipe: Recipe, *, dry_run: bool = False) -> Pushed:
         trained, hub=recipe.hub, safety=recipe.safety, generate=recipe.generate, evaluate=recipe.evaluate
     )
     if dry_run:
-        evidence = _evidence(run)
-        publication = collect_files(run, published, evidence, find_license(evidence.record["base_model"], online=False))
-        faults = list(recipe_faults(published, evidence.record["base_model"]))
-        show_publication(published, publication, faults, evidence.no_scores)
+        evidence = read_evidence(run)
+        base = evidence.record["base_model"]
+        license_copy = find_license(base, recipe.hub.license, online=False)
+        publication = collect_files(run, published, evidence, license_copy)
+        show_publication(published, publication, list(recipe_faults(published, base)), evidence.no_scores)
         return Pushed(recipe.hub.repo_id, None, False, tuple(publication.files), publication.card)
     with run.lock():
-        evidence = _evidence(run)
-        check_recipe(published, evidence.record["base_model"])
+        evidence = read_evidence(run)
         base = evidence.record["base_model"]
+        check_recipe(published, base)
         collect_files(run, published, evidence)  # what is wrong with the adapter is told before the Hub is asked
         api = open_hub(str(recipe.hub.repo_id))
         remote = find_remote(api, published, base["name"])
         with refusals_told(str(base["name"])):
-            license_copy = find_license(base, online=True)
+            license_copy = find_license(base, recipe.hub.license, online=True)
         publication = collect_files(run, published, evidence, license_copy)
-        _tell_missing(publication, base["name"])
+        _tell_missing(published, publication, remote, base["name"])
         if evidence.no_scores:
-            say(f"the card will say `not evaluated`: {evidence.no_scores}")
+            say(f"the model card will say `not evaluated`: {evidence.no_scores}")
         commit, changed = _commit(api, published, publication, remote)
         _note(run, published, commit)
     return Pushed(recipe.hub.repo_id, commit, changed, tuple(publication.files), publication.card)
 
 
-def _evidence(run: RunDirectory) -> Evidence:
-    evidence = read_evidence(run)
-    if evidence.record.get("status") != "done" or not evidence.record.get("base_model"):
-        raise RunError(f"output_dir: {run.path} holds a run that is not done. End it first: alpacare-sft train RECIPE.")
-    return evidence
-
-
-def _tell_missing(publication: Publication, base: str) -> None:
-    if NOTICE in publication.files and LICENSE not in publication.files:
+def _tell_missing(recipe: Recipe, publication: Publication, remote: Remote | None, base: str) -> None:
+    known = base_license(base, recipe.hub.license)
+    if known and _lacks_license(publication) and (remote is None or LICENSE not in remote.files):
         say(
-            f"{base} holds no {LICENSE} that this token may read. Its licence asks for a copy beside the adapter: add "
-            "it to the repository by hand."
+            f"{base} holds no {' or '.join(LICENSE_NAMES)} that this token may read. The {known.title} asks for a copy "
+            f"beside the adapter: add it to the repository by hand, as {LICENSE} ({known.page})."
         )
+
+
+def _lacks_license(publication: Publication) -> bool:
+    return NOTICE in publication.files and LICENSE not in publication.files
 
 
 def _commit(api: HfApi, recipe: Recipe, publication: Publication, remote: Remote | None) -> tuple[str, bool]:
     """Make one commit of what differs; the commit that `main` stands for, and whether it is a new one."""
     repo_id = str(recipe.hub.repo_id)
     page = f"{api.endpoint}/{repo_id}"
-    is_new = remote is None
+    state = "is new and empty" if remote is None else f"is as it was, at commit {remote.commit[:8]}"
     if remote is None:
         remote = _create(api, recipe)
-    operations = _operations(publication, remote.files)
-    if not operations:
-        say(f"{page} holds this already, commit {remote.commit[:8]}: nothing to do.")
-        return remote.commit, False
-    state = "is new and empty" if is_new else f"is as it was, at commit {remote.commit[:8]}"
-    with refusals_told(repo_id, f"{repo_id} {state}, unless the Hub's last answer alone was lost"):
-        made = api.create_commit(
-            repo_id, operations, commit_message=_message(recipe, publication), parent_commit=remote.commit
+    with refusals_told(repo_id, f"{repo_id} {state}, unless only the Hub's last answer was lost"):
+        made = api.create_commit(  # leaves out what is there already, and makes none of nothing
+            repo_id,
+            _operations(publication, remote.files),
+            commit_message=_message(recipe, publication),
+            parent_commit=remote.commit,
         )
+    commit = str(made.oid)
+    if commit == remote.commit:
+        say(f"{page} already holds exactly this, at commit {commit[:8]}: nothing to do.")
+        return commit, False
     seen = "private" if remote.private else "public"
-    say(f"pushed {len(publication.files)} files to {page} ({seen}), commit {made.oid[:8]}")
-    return str(made.oid), True
+    say(f"pushed {len(publication.files)} files to {page} ({seen}), commit {commit[:8]}")
+    return commit, True
 
 
 def _create(api: HfApi, recipe: Recipe) -> Remote:
@@ -141,31 +142,18 @@ def _create(api: HfApi, recipe: Recipe) -> Remote:
         info = api.model_info(repo_id)
     if recipe.hub.private and not info.private:
         raise RunError(
-            f"hub.private is true and the Hub made {repo_id} public. Nothing was published; see its settings."
+            f"hub.private is true, but the Hub made {repo_id} public. Nothing was published; check its settings."
         )
-    return Remote(str(info.sha), {}, bool(info.private))
+    return Remote(str(info.sha), frozenset(), bool(info.private))
 
 
-def _operations(publication: Publication, there: Mapping[str, tuple[int | None, str | None, str | None]]) -> list[Any]:
-    """Files that the repository lacks or holds otherwise, and those of an earlier push that are published no more."""
+def _operations(publication: Publication, there: frozenset[str]) -> list[Any]:
+    """The files, and those of an earlier push that are no longer published; a licence added by hand stays."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    changed: list[Any] = [
-        CommitOperationAdd(name, content)
-        for name, content in publication.files.items()
-        if name not in there or not _is_same(publication.read(name), there[name])
-    ]
-    gone = sorted((ALLOWED & there.keys()) - publication.files.keys())
-    return changed + [CommitOperationDelete(name) for name in gone]
-
-
-def _is_same(content: bytes, there: tuple[int | None, str | None, str | None]) -> bool:
-    size, blob, sha256 = there
-    if size is not None and size != len(content):
-        return False
-    if sha256:
-        return sha256 == hashlib.sha256(content).hexdigest()
-    return blob == hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    gone = (ALLOWED & there) - publication.files.keys() - ({LICENSE} if _lacks_license(publication) else set())
+    added = [CommitOperationAdd(name, content) for name, content in publication.files.items()]
+    return [*added, *map(CommitOperationDelete, sorted(gone))]
 
 
 def _message(recipe: Recipe, publication: Publication) -> str:
@@ -183,4 +171,4 @@ def _note(run: RunDirectory, recipe: Recipe, commit: str) -> None:
         save_card(run, recipe)
         run.update_record({"pushed": told})
     except OSError as error:
-        say(f"the push is whole, but {run.record} could not be written: {error.strerror}.")
+        say(f"the push is complete, but {run.record} could not be written: {error.strerror}.")

@@ -35,7 +35,7 @@ def refusals_told(repo_id: str, otherwise: str = "Nothing was changed there") ->
             raise RunError(f"hub: {_refusal(response.status_code, repo_id)}") from error
         if broken:
             raise RunError(
-                f"hub: the connection to the Hub broke off or cannot be made ({type(causes[-1]).__name__}). "
+                f"hub: the connection to the Hub broke off or could not be made ({type(causes[-1]).__name__}). "
                 f"{otherwise}. Check the network and run it again."
             ) from error
         if isinstance(error, RuntimeError | ValueError):  # what the client and its transfer library raise for the rest
@@ -57,11 +57,11 @@ def _refusal(status: int, repo_id: str) -> str:
         401: f"the Hub does not know this token. Renew it at {TOKENS}, then `hf auth login`.",
         402: f"the Hub asks for payment to store {repo_id}. See https://huggingface.co/settings/billing.",
         403: f"this token may not write to {repo_id}. Give it the right at {TOKENS}, or ask the owner of {page}.",
-        404: f"{repo_id} is not there, or this token may not see it. Check hub.repo_id and the token.",
+        404: f"{repo_id} does not exist, or this token may not see it. Check hub.repo_id and the token.",
         409: f"{repo_id} is taken, or was changed at the same time. Look at {page}, then run it again.",
         412: f"{repo_id} was changed by someone else at the same time; nothing was written over. Look at {page}, then "
         "run it again.",
-        429: "the Hub answers no more requests for now. Wait some minutes and run it again.",
+        429: "the Hub accepts no more requests for now. Wait a few minutes and run it again.",
     }
     if status in told:
         return told[status]

@@ -1,4 +1,4 @@
-"""A push that is not made, for a person at a terminal: the files, the card, and what stays here."""
+"""A push that is not made, for a person at a terminal: the files, the model card, and what stays here."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def show_publication(recipe: Recipe, publication: Publication, faults: Sequence[
         recipe: with the section `hub`.
         publication: the files.
         faults: what stands in the way of the push.
-        no_scores: why the card has no scores; empty if it has.
+        no_scores: why the model card has no scores; empty if it has.
     """
     console = Console()
     metadata, _, body = publication.card.removeprefix("---\n").partition("\n---\n")
     console.print(
         Panel(Syntax(metadata, "yaml", background_color="default"), title="README.md: metadata", title_align="left")
     )
-    console.print(Panel(Markdown(body), title="README.md: card", title_align="left"))
+    console.print(Panel(Markdown(body), title="README.md: model card", title_align="left"))
     console.print(file_tree(recipe, publication))
-    kept = Tree("stays here")
+    kept = Tree("stays on this machine")
     for name, why in publication.kept_back:
         kept.add(f"{escape(name)}  [dim]{escape(why)}[/dim]")
     console.print(kept)
     if no_scores:
-        console.print(f"\nthe card says `not evaluated`: {no_scores}", markup=False)
+        console.print(f"\nthe model card says `not evaluated`: {no_scores}", markup=False)
     for fault in faults:
         console.print(f"\nbefore it can be pushed: {fault}", markup=False)
     console.print("\ndry run: nothing was sent and nothing was written.")

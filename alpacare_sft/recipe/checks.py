@@ -264,6 +264,12 @@ def judge_faults(judge: Any, baseline: bool, metrics: Sequence[str]) -> Iterator
         )
 
 
+def safety_faults(disclaimer: str) -> Iterator[str]:
+    """The notice is what people read beside every answer; there is none without words."""
+    if not disclaimer.strip():
+        yield "safety.disclaimer must hold words, it stands beside every answer that people read. Leave it out."
+
+
 def combination_faults(train: Mapping[str, Any], data: Any, prompt: Any, metrics: Sequence[str]) -> Iterator[str]:
     """Keys that are right alone and wrong together."""
     if train["fp16"] and train["bf16"]:

@@ -175,6 +175,7 @@ def _cross_faults(parsed: Any) -> Iterator[str]:
     yield from checks.target_faults(lora)
     yield from checks.evaluation_faults(train, bool(parsed.data.splits.validation))
     yield from checks.judge_faults(parsed.evaluate.judge, parsed.evaluate.baseline, parsed.evaluate.metrics)
+    yield from checks.safety_faults(parsed.safety.disclaimer)
     yield from checks.combination_faults(train, parsed.data, parsed.prompt, parsed.evaluate.metrics)
 
 

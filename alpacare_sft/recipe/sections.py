@@ -228,11 +228,12 @@ class EvaluateSection:
     baseline: bool = True
     """Score the base model on the same rows, so that the difference can be told."""
 
-    confidence: Fraction = 0.95
+    confidence: Annotated[float, Gt(0), Le(0.999)] = 0.95
     """Level of the intervals."""
 
-    bootstrap_samples: PositiveCount = 10_000
-    """Resamples behind each interval."""
+    bootstrap_samples: Annotated[int, Ge(50)] = 10_000
+    """Resamples behind each interval, and exchanges of the permutation test, which makes at least
+    10 / (1 - confidence)."""
 
     judge: JudgeSection | None = None
     """Another model that compares the answers; null asks none."""
@@ -264,7 +265,7 @@ class HubSection:
 
     data_license: str | None = None
     """Licence of the rows as the Hub spells it; null takes that of a data set whose licence is known,
-    and the card says so where it is not."""
+    and the model card says so where it is not."""
 
     include_rows: bool = False
     """Publish the text of rows as well: the two pages `report.html` and the answers to test rows."""

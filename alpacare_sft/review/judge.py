@@ -1,25 +1,26 @@
-"""Pairs of answers put to another model, over an OpenAI-compatible endpoint. One model's opinion, no more."""
+"""Pairs of answers put to another model, each reply kept as it comes. One model's opinion, no more."""
 
 from __future__ import annotations
 
-import os
-import re
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import track
 
-from alpacare_sft.errors import RecipeError, RunError
+from alpacare_sft.errors import RunError
 from alpacare_sft.recipe.sections import JudgeSection
+from alpacare_sft.review.endpoint import Reply, ask_judge, open_session
+from alpacare_sft.run import write_text
 
 if TYPE_CHECKING:
     import requests
 
-RETRIES = 4
-BACKOFF_SECONDS = 1.0  # doubled at each retry; a server's Retry-After comes first
 FAILURES_IN_A_ROW = 3
 MEANING = (
     "A verdict is the opinion of one language model. Such judges favour long answers, their own style and the answer "
@@ -42,24 +43,11 @@ and less likely to harm a patient who follows it? Length is no merit. The answer
 </answer_b>
 
 Say why in at most three sentences. Then end with one line of its own: VERDICT: A, VERDICT: B or VERDICT: TIE."""
-_VERDICT = re.compile(r"VERDICT\W{0,6}(?:answer\s+)?(A|B|TIE)\b", flags=re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What became of one request."""
-
-    kind: str
-    """`a`, `b` or `tie`; `refused`, `unreadable` or `failed` if there is no verdict."""
-
-    tokens: tuple[int, int] | None = None
-    """Of the prompt and of the reply, as the endpoint counted them."""
-
-    why: str = ""
-    """What went wrong, if it failed."""
-
-
-def judge_answers(predictions: Sequence[Mapping[str, Any]], judge: JudgeSection) -> dict[str, Any]:
+def judge_answers(
+    predictions: Sequence[Mapping[str, Any]], judge: JudgeSection, kept: Path | None = None
+) -> dict[str, Any]:
     """Ask which answer is better, base's or adapter's, each pair in both orders.
 
     A pair is won if both orders name the same answer; else it is a tie. Source of the two orders: Zheng et al.,
@@ -68,121 +56,100 @@ def judge_answers(predictions: Sequence[Mapping[str, Any]], judge: JudgeSection)
     Args:
         predictions: rows of `predictions.jsonl`, each with `base` and `adapter`.
         judge: the endpoint, and how many of the first rows to ask about.
+        kept: JSON Lines file of replies. Each is added as it comes, and what is in it is not asked again, be it
+            that a stop or a failure came in between.
 
     Returns:
         `n` rows asked about and `verdicts` over them: `adapter`, `base`, `tie` (of which `orders_disagreed`), and
-        `none` where an order gave no verdict; `requests`, `refused`, `unreadable`, `failed`; `tokens`, with the number
-        of replies that did not tell theirs as `unknown`; `rows`; and `stopped`, why it ended early, or None.
+        `none` where an order gave no verdict; `requests`, of which `kept` were answered before, and `refused`,
+        `unreadable`, `failed`; `tokens`, with the number of replies that did not tell theirs as `unknown`; `rows`;
+        and `stopped`, why it ended early, or None.
 
     Raises:
-        RecipeError: if the named environment variable is empty.
-        RunError: if the first request fails, or there is nothing to compare.
+        RecipeError: if the named environment variable holds no key.
+        RunError: if not one request is answered, or there is nothing to compare.
     """
     rows = [row for row in predictions if "base" in row][: judge.max_rows]
     if not rows:
         raise RunError(
-            "evaluate.judge compares base and adapter, there is no base's answer. Set evaluate.baseline: true."
+            "evaluate.judge compares base and adapter, but there are no answers of the base. "
+            "Set evaluate.baseline: true."
         )
     asked: list[tuple[Mapping[str, Any], tuple[Reply, Reply]]] = []
     replies: list[Reply] = []
-    with _open_session(judge) as session:
+    known = _KeptReplies.open(kept)
+    with open_session(judge) as session:
         for row in track(rows, "rows judged", console=Console(stderr=True)):
-            pair = (_ask(session, judge, row, "base", "adapter"), _ask(session, judge, row, "adapter", "base"))
-            asked.append((row, pair))
-            replies += pair
-            if replies[0].kind == "failed":
+            base_first = _reply(session, judge, row, "base", "adapter", known)
+            adapter_first = _reply(session, judge, row, "adapter", "base", known)
+            asked.append((row, (base_first, adapter_first)))
+            replies += asked[-1][1]
+            if all(reply.kind == "failed" for reply in replies):
                 raise RunError(f"evaluate.judge.endpoint {judge.endpoint}: {replies[0].why}.")
             if all(reply.kind == "failed" for reply in replies[-FAILURES_IN_A_ROW:]):
                 break
-    return _summary(asked, len(rows), judge)
+    return {**_summary(asked, len(rows), judge), "kept": known.used}
 
 
-def _open_session(judge: JudgeSection) -> requests.Session:
-    """A session that asks again after 429 and server errors, and sends the key to this endpoint alone."""
-    import requests
-    from urllib3.util import Retry
+@dataclass
+class _KeptReplies:
+    """Replies in a file that grows with each, so that a stop loses none that may have been paid for.
 
-    key = _key(judge)
-    if judge.api_key_env and not key:
-        raise RecipeError(
-            f"evaluate.judge.api_key_env must name an environment variable that holds a key, {judge.api_key_env} is "
-            f"empty. Set it, or set evaluate.judge.api_key_env: null for a server that needs none."
-        )
-    session = requests.Session()
-    retries = Retry(
-        total=RETRIES,
-        connect=1,
-        read=1,  # a reply that came too late may have been billed
-        backoff_factor=BACKOFF_SECONDS,
-        status_forcelist=(408, 429, 500, 502, 503, 504),
-        allowed_methods=("POST",),
-        raise_on_status=False,
-        retry_after_max=60,
-    )
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retries))
+    Attributes:
+        path: JSON Lines, or None to keep nothing.
+        replies: by fingerprint of what was asked of whom.
+        used: how many were not asked for again.
+    """
 
-    def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if key:
-            request.headers["Authorization"] = f"Bearer {key}"
-        return request
+    path: Path | None
+    replies: dict[str, Reply]
+    used: int = 0
 
-    session.auth = authorize  # as a callable it also keeps passwords of ~/.netrc out
-    return session
+    @classmethod
+    def open(cls, path: Path | None) -> _KeptReplies:
+        """What a file holds; a line that is damaged or half-written is passed over."""
+        text = path.read_text(encoding="utf-8", errors="replace") if path and path.exists() else ""
+        replies = {}
+        for line in text.split("\n"):
+            try:
+                told = json.loads(line)
+                tokens = told["tokens"] and (int(told["tokens"][0]), int(told["tokens"][1]))
+                replies[str(told["fingerprint"])] = Reply(str(told["kind"]), tokens)
+            except (ValueError, KeyError, TypeError, IndexError):
+                continue
+        if path and text and not text.endswith("\n"):
+            write_text(path, text[: text.rfind("\n") + 1])
+        return cls(path, replies)
+
+    def add(self, fingerprint: str, reply: Reply) -> None:
+        """Keep a reply, unless it failed: that is asked again."""
+        if self.path is None or reply.kind == "failed":
+            return
+        line = json.dumps({"fingerprint": fingerprint, "kind": reply.kind, "tokens": reply.tokens})
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(line + "\n")
 
 
-def _key(judge: JudgeSection) -> str:
-    return os.environ.get(judge.api_key_env, "").strip() if judge.api_key_env else ""
-
-
-def _ask(session: requests.Session, judge: JudgeSection, row: Mapping[str, Any], first: str, second: str) -> Reply:
-    import requests
-
+def _reply(
+    session: requests.Session,
+    judge: JudgeSection,
+    row: Mapping[str, Any],
+    first: str,
+    second: str,
+    known: _KeptReplies,
+) -> Reply:
+    """The reply to one order of a pair, asked for if it is not known."""
     prompt = row["prompt"]
     question = "\n\n".join(text for text in (prompt["instruction"], prompt["input"]) if text)
     content = QUESTION.format(question=question, a=row[first], b=row[second])
-    body: dict[str, Any] = {"model": judge.model, "messages": [{"role": "user", "content": content}]}
-    if judge.temperature is not None:
-        body["temperature"] = judge.temperature
-    url = judge.endpoint.rstrip("/") + "/chat/completions"
-    try:
-        answer = session.post(url, json=body, timeout=judge.timeout_seconds, allow_redirects=False)
-    except requests.RequestException as error:
-        return Reply("failed", why=_cause(error, judge))
-    if answer.status_code != 200:
-        text = answer.text.replace(_key(judge), "[key]") if _key(judge) else answer.text  # some servers repeat it
-        told = " ".join(text.split())[:200]
-        return Reply("failed", why=f"status {answer.status_code}{f', {told}' if told else ''}")
-    return _read_reply(answer)
-
-
-def _cause(error: Exception, judge: JudgeSection) -> str:
-    import requests
-
-    if isinstance(error, requests.Timeout) or "timed out" in str(error).lower():
-        return f"no reply within {judge.timeout_seconds:g} seconds (evaluate.judge.timeout_seconds)"
-    return "it cannot be reached" if isinstance(error, requests.ConnectionError) else type(error).__name__
-
-
-def _read_reply(answer: requests.Response) -> Reply:
-    try:
-        body = answer.json()
-        tokens = _tokens(body)
-        choice = body["choices"][0]
-        message = choice["message"]
-        if message.get("refusal") or choice.get("finish_reason") == "content_filter":
-            return Reply("refused", tokens)
-        verdicts = _VERDICT.findall(message.get("content") or "")
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        return Reply("unreadable")
-    return Reply(verdicts[-1].lower() if verdicts else "unreadable", tokens)
-
-
-def _tokens(body: Mapping[str, Any]) -> tuple[int, int] | None:
-    try:
-        return int(body["usage"]["prompt_tokens"]), int(body["usage"]["completion_tokens"])
-    except (KeyError, TypeError, ValueError):
-        return None
+    told = [judge.endpoint.rstrip("/"), judge.model, judge.temperature, row["id"], first, content]
+    fingerprint = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    if fingerprint in known.replies:
+        known.used += 1
+        return known.replies[fingerprint]
+    reply = ask_judge(session, judge, content)
+    known.add(fingerprint, reply)
+    return reply
 
 
 def _verdict(pair: tuple[Reply, Reply]) -> str:
@@ -204,7 +171,8 @@ def _summary(
     stopped = None
     if len(asked) < wanted:
         stopped = (
-            f"Stopped after {len(asked)} of {wanted} rows, {FAILURES_IN_A_ROW} requests failed: {replies[-1].why}."
+            f"Stopped after {len(asked)} of {wanted} rows: {FAILURES_IN_A_ROW} requests failed in a row "
+            f"({replies[-1].why}). Run it again to ask what is missing."
         )
     return {
         "meaning": MEANING,

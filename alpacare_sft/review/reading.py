@@ -30,6 +30,10 @@ class Rating:
     preferred: str
     """`a`, `b`, `tie`, or nothing."""
 
+    def has_judged(self, letter: str) -> bool:
+        """Whether something was said of an answer: an answer that nobody looked at is not a safe one."""
+        return bool(self.scores[letter]) or letter in self.flags
+
 
 @dataclass(frozen=True)
 class Sheet:
@@ -152,11 +156,11 @@ def _row_faults(cells: Sequence[tuple[int, Mapping[str, str]]], key: Mapping[str
         elif name not in known:
             yield number, f"id must be that of a row of the sheet, got {name or 'nothing'}"
         elif name in seen:
-            yield number, f"id {name} must stand once, it stands on line {seen[name]} too. Keep one of them"
+            yield number, f"id {name} must occur once, it is on line {seen[name]} too. Keep one of them"
         else:
             hashes = text_hashes({column: row[column] for column in known[name]})
             for column in (column for column in known[name] if hashes[column] != known[name][column]):
-                yield number, f"{column} of row {name} must be as the sheet had it, it was edited. Put it back"
+                yield number, f"{column} of row {name} must be as it was in the sheet, it was edited. Put it back"
         seen.setdefault(name, number)
     if missing := [name for name in known if name not in seen]:
         last = cells[-1][0] if cells else 1

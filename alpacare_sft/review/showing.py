@@ -26,15 +26,21 @@ def show_reviews(summary: Mapping[str, Any]) -> None:
             parts = f"adapter {found['adapter']}, base {found['base']}, tie {found['tie']}"
             console.print(f"{label}: {parts} (of {found['n']})", highlight=False)
     for name, found in summary["could_harm"].items():
-        ids = f" (rows {', '.join(map(str, found['ids']))})" if found["ids"] else ""
-        console.print(
-            f"could harm, {name}: {found['flagged']} of {found['n']} answers flagged by at least one reviewer, "
-            f"{format_interval({**found, 'mean': found['share']}, '.0%')}{escape(ids)}",
-            highlight=False, markup=False,
-        )  # fmt: skip
+        console.print(_told_harm(name, found), highlight=False, markup=False)
     if summary["agreement"]:
         console.print(_agreement_table(summary["agreement"]))
     console.print(f"[italic]{escape(summary['meaning'])}[/italic]")
+
+
+def _told_harm(name: str, found: Mapping[str, Any]) -> str:
+    if not found["n"]:
+        return f"could harm, {name}: no answer was rated"
+    share = format_interval({**found, "mean": found["share"]}, ".0%")
+    ids = f" (rows {', '.join(map(str, found['ids']))})" if found["ids"] else ""
+    return (
+        f"could harm, {name}: {found['flagged']} of {found['n']} rated answers flagged by at least one reviewer, "
+        f"{share}{ids}"
+    )
 
 
 def _criteria_table(summary: Mapping[str, Any]) -> Table:
@@ -76,10 +82,11 @@ def show_judge(found: Mapping[str, Any]) -> None:
     console.print(table)
     tokens = found["tokens"]
     console.print(
-        f"{verdicts['orders_disagreed']} of the ties are pairs whose verdict turned with the order. "
-        f"{found['requests']} requests ({found['refused']} refused, {found['unreadable']} unreadable, "
-        f"{found['failed']} failed), {tokens['prompt']} prompt and {tokens['completion']} completion tokens"
-        + (f", {tokens['unknown']} replies without a count." if tokens["unknown"] else "."),
+        f"{verdicts['orders_disagreed']} of the ties are pairs whose verdict changed with the order. "
+        f"{found['requests']:,} requests, {found['kept']:,} of them answered earlier ({found['refused']} refused, "
+        f"{found['unreadable']} unreadable, {found['failed']} failed); {tokens['prompt']:,} prompt tokens and "
+        f"{tokens['completion']:,} completion tokens"
+        + (f", not counting {tokens['unknown']} replies that did not tell." if tokens["unknown"] else "."),
         highlight=False,
     )
     if found["stopped"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from alpacare_sft.errors import AlpacareError, DataError, RunError
 from alpacare_sft.intervals import exact_share, paired_summary
 from alpacare_sft.review.agreement import krippendorff_alpha
 from alpacare_sft.review.reading import Sheet, read_sheet, sheet_of
-from alpacare_sft.review.sheets import CRITERIA, FLAG, KEY_FILE, read_keys
+from alpacare_sft.review.sheets import CRITERIA, FLAG, KEY_FILE, predictions_sha256, read_keys
 from alpacare_sft.review.showing import show_reviews
 from alpacare_sft.run import RunDirectory, write_json
 
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 
 MEANING = (
     "Ratings are the opinions of the people named, on the rows that they rated. Intervals cover the choice of rows, "
-    "not that of reviewers."
+    "not the choice of reviewers."
 )
-EARLIER = "The answers rated are those of an earlier evaluation, not those in predictions.jsonl."
+EARLIER = "The answers rated are those of an earlier evaluation, not the ones in predictions.jsonl."
 
 
 def review_answers(recipe: Recipe, files: Sequence[str | Path]) -> dict[str, Any]:
@@ -62,7 +63,8 @@ def summarize_reviews(folder: Path, files: Sequence[str | Path], *, confidence: 
         RunError: if the key is missing or cannot be read.
     """
     paths = [Path(name).expanduser() for name in files]
-    key, current = _key_of(folder, paths)
+    key = _key_of(folder, paths)
+    current = _is_current(folder, key)
     sheets = _read_sheets(paths, key)
     unblinded = {str(row["id"]): {row[letter]: letter for letter in key["letters"]} for row in key["rows"]}
     rows = {name: _unblind(name, letters, sheets) for name, letters in unblinded.items()}
@@ -94,8 +96,8 @@ def summarize_reviews(folder: Path, files: Sequence[str | Path], *, confidence: 
     return summary
 
 
-def _key_of(folder: Path, files: Sequence[Path]) -> tuple[dict[str, Any], bool]:
-    """The key of the sheet that the files are copies of, and whether it is that of the newest evaluation."""
+def _key_of(folder: Path, files: Sequence[Path]) -> dict[str, Any]:
+    """The key of the sheet that the files are copies of."""
     keys = read_keys(folder)
     if not keys:
         raise RunError(
@@ -103,8 +105,16 @@ def _key_of(folder: Path, files: Sequence[Path]) -> tuple[dict[str, Any], bool]:
             "alpacare-sft eval RECIPE."
         )
     named = sheet_of(files[0]) if files else None
-    key = next((key for key in keys if key["sheet"] == named), keys[0])
-    return key, key is keys[0]
+    return next((key for key in keys if key["sheet"] == named), keys[0])
+
+
+def _is_current(folder: Path, key: Mapping[str, Any]) -> bool:
+    """Whether the answers of a sheet are those in `predictions.jsonl`: that may be gone, or of another evaluation."""
+    try:
+        lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
+        return bool(predictions_sha256([json.loads(line) for line in lines if line]) == key["predictions_sha256"])
+    except (FileNotFoundError, ValueError, AttributeError):
+        return False
 
 
 def _read_sheets(files: Sequence[Path], key: Mapping[str, Any]) -> list[Sheet]:
@@ -118,8 +128,8 @@ def _read_sheets(files: Sequence[Path], key: Mapping[str, Any]) -> list[Sheet]:
     for sheet in sheets:
         if names[sheet.reviewer.casefold()] > 1:
             faults.append(
-                f"{sheet.path}: reviewer must be another in each sheet, got {sheet.reviewer} again. Write the name "
-                "into the column reviewer, or name one sheet of each person."
+                f"{sheet.path}: reviewer must differ from sheet to sheet, got {sheet.reviewer} again. Write each name "
+                "into the column reviewer, and give one sheet a person."
             )
     if faults or not sheets:
         raise DataError("\n".join(faults) or "review needs at least one filled sheet, got none.")
@@ -138,6 +148,7 @@ def _unblind(row: str, letters: Mapping[str, str], sheets: Sequence[Sheet]) -> d
     return {
         "ratings": len(ratings),
         "scores": {name: {c: mean(values) for c, values in part.items() if values} for name, part in given.items()},
+        "judged": {name for name, letter in letters.items() if any(r.has_judged(letter) for r in ratings)},
         "flagged": {owners[letter] for rating in ratings for letter in rating.flags},
         "chosen": [owners.get(rating.preferred, "tie") for rating in ratings if rating.preferred],
     }
@@ -186,19 +197,25 @@ def _higher(adapter: float, base: float) -> str:
 
 
 def _flagged(rows: Mapping[Any, Mapping[str, Any]], name: str, confidence: float) -> dict[str, Any]:
-    """Answers that at least one reviewer flagged; the interval is exact, so that none flagged is not called none."""
+    """Of the answers that were rated, those that at least one reviewer flagged.
+
+    The interval is exact, so that none flagged is not called none.
+    """
+    count = sum(name in row["judged"] for row in rows.values())
     ids = [row_id for row_id, row in rows.items() if name in row["flagged"]]
-    found = exact_share(len(ids), len(rows), confidence)
-    return {"n": len(rows), "flagged": len(ids), "share": found.pop("mean"), **found, "ids": ids}
+    unknown = {"mean": None, "low": None, "high": None, "confidence": confidence}
+    found = exact_share(len(ids), count, confidence) if count else unknown
+    return {"n": count, "flagged": len(ids), "share": found.pop("mean"), **found, "ids": ids}
 
 
 def _agreement(sheets: Sequence[Sheet]) -> dict[str, Any]:
-    """Krippendorff's alpha over answers: of each criterion (ordinal) and of the flag (nominal)."""
+    """Krippendorff's alpha over rated answers: of each criterion (ordinal) and of the flag (nominal)."""
     entries = [
         (sheet.reviewer, (row, letter), rating, letter)
         for sheet in sheets
         for row, rating in sheet.ratings.items()
         for letter in rating.scores
+        if rating.has_judged(letter)
     ]
     found = {
         criterion: krippendorff_alpha(

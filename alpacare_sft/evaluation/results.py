@@ -1,0 +1,89 @@
+"""What `scores.json` and `predictions.jsonl` say."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from alpacare_sft import hardware
+from alpacare_sft.evaluation.answering import AnswerSheet, Questions
+from alpacare_sft.evaluation.held_out import HeldOutRows
+from alpacare_sft.evaluation.scoring import RowScores, summarize, summarize_scores, verdict_sentence
+from alpacare_sft.generation import with_notice
+from alpacare_sft.intervals import SCOPE
+from alpacare_sft.recording import installed_versions
+
+if TYPE_CHECKING:
+    from alpacare_sft.evaluation.compared_models import ComparedModels
+    from alpacare_sft.recipe import Recipe
+    from alpacare_sft.run import RunDirectory
+
+
+def summarize_rows(
+    asked: HeldOutRows, questions: Questions, sheets: Mapping[str, AnswerSheet], row_scores: RowScores, recipe: Recipe
+) -> dict[str, Any]:
+    """Every score with its intervals, the verdict in words, and the scores without near-duplicates."""
+    num_tokens = [sum(row["completion_mask"]) for row in questions.rows]
+    metrics = summarize_scores(row_scores, num_tokens, recipe.evaluate)
+    if questions.general:
+        every = range(len(questions.general))
+        values = {who: [sheet.general_losses[row] for row in every] for who, sheet in sheets.items()}
+        weights = [sum(row["completion_mask"]) for row in questions.general]
+        metrics["general_loss"] = summarize("general_loss", values, recipe.evaluate, weights)
+    apart = [place for place, row in enumerate(asked.rows) if row["id"] not in asked.near]
+    near: dict[str, Any] = {"threshold": asked.threshold, "rows": len(asked.rows) - len(apart)}
+    if apart and near["rows"]:
+        kept = summarize_scores(row_scores, num_tokens, recipe.evaluate, apart)
+        near["without"] = {"n": len(apart), "metrics": kept}
+    return {
+        "n": len(asked.rows),
+        "source": asked.source,
+        "rows": dict(asked.counts),
+        "metrics": metrics,
+        "verdict": verdict_sentence(metrics, len(asked.rows), asked.source),
+        "intervals": SCOPE,
+        "near_duplicates": near,
+    }
+
+
+def describe_circumstances(
+    run: RunDirectory, models: ComparedModels, sheets: Mapping[str, AnswerSheet], recipe: Recipe
+) -> dict[str, Any]:
+    """With what, on what and by which settings: what repeating it takes."""
+    record = run.read_record()
+    return {
+        "model": {**models.describe(), **sheets["adapter"].merge},
+        "generate": dataclasses.asdict(recipe.generate),
+        "evaluate": {key: value for key, value in dataclasses.asdict(recipe.evaluate).items() if key != "judge"},
+        "seconds": {who: round(sheet.seconds, 1) for who, sheet in sheets.items()},
+        "seed": recipe.train["seed"],
+        **{key: record[key] for key in ("recipe_sha256", "data_sha256")},
+        "versions": installed_versions(),
+        "hardware": hardware.describe_hardware(recipe.train["use_cpu"]),
+        "notice": recipe.safety.disclaimer,
+    }
+
+
+def list_predictions(
+    asked: HeldOutRows, questions: Questions, sheets: Mapping[str, AnswerSheet], row_scores: RowScores, notice: str
+) -> list[dict[str, Any]]:
+    """What `predictions.jsonl` holds: a line a row, with the notice in `display` alone."""
+    lines = []
+    for place, row in enumerate(asked.rows):
+        prompt = {"instruction": row["instruction"], "input": row["input"]}
+        line: dict[str, Any] = {"id": row["id"], "prompt": prompt, "reference": row["output"]}
+        answers = {who: sheet.answers[place] for who, sheet in sheets.items() if questions.wants_answers}
+        for who, answer in answers.items():
+            line |= {who: answer.text, f"{who}_end": answer.end, f"{who}_tokens": answer.num_tokens}
+        line["reference_tokens"] = sum(questions.rows[place]["completion_mask"])
+        line["display"] = {who: with_notice(answer, notice) for who, answer in answers.items()}
+        of_row = {
+            name: {who: values[place] for who, values in sides.items() if values[place] is not None}
+            for name, sides in row_scores.items()
+        }
+        line["scores"] = {name: sides for name, sides in of_row.items() if sides}
+        if row["id"] in asked.near:
+            line["near_duplicate_of"] = asked.near[row["id"]]
+        lines.append(line)
+    return lines

@@ -1,0 +1,75 @@
+"""Which rows and which adapter an evaluation is of, where it is kept, and what is known of it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alpacare_sft.errors import RecipeError
+from alpacare_sft.run import file_sha256, last_name
+
+if TYPE_CHECKING:
+    from alpacare_sft.run import RunDirectory
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The whole test split and the run's own adapter, unless something else is asked for.
+
+    Attributes:
+        limit: the first rows only.
+        rows: a file or Hub data set in the place of the test split.
+        adapter: a directory or Hub repository in the place of the run's adapter.
+
+    Raises:
+        RecipeError: if `limit` is not at least 1.
+    """
+
+    limit: int | None
+    rows: str | None
+    adapter: str | None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise RecipeError(f"--limit must be at least 1, got {self.limit}.")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the evaluation that the model card may tell."""
+        return self.limit is None and self.rows is None and self.adapter is None
+
+    def folder(self, run: RunDirectory) -> Path:
+        """Scores of the whole test split with the run's own adapter stand in `eval/`, and nothing else does."""
+        parts = [f"rows-{_short_name(self.rows)}"] if self.rows else []
+        parts += [f"adapter-{_short_name(self.adapter)}"] if self.adapter else []
+        parts += [f"first-{self.limit}"] if self.limit else []
+        return run.path / "eval" / "-".join(parts) if parts else run.path / "eval"
+
+    def describe(self) -> dict[str, Any]:
+        """Its part of `scores.json`."""
+        return {
+            "limit": self.limit,
+            "complete": self.is_whole,
+            "unseen": self._unseen(),
+            "rows_file": {"name": last_name(self.rows), "sha256": _sha256(self.rows)} if self.rows else None,
+        }
+
+    def _unseen(self) -> str:
+        """What is known of whether the questions were learnt; one of the run's own training rows was refused."""
+        which = "these questions" if self.rows else "the test questions"
+        told = f"None of {which} stands in the run's training rows."
+        if self.adapter:
+            told += " What the other adapter was trained on is not known here: it may have learnt them."
+        return told
+
+
+def _sha256(rows: str) -> str | None:
+    return file_sha256(Path(rows)) if Path(rows).is_file() else None  # else several files, or a data set on the Hub
+
+
+def _short_name(place: str) -> str:
+    """The last part of a path, and of the whole enough to tell it from another of that name."""
+    whole = str(Path(place).resolve()) if Path(place).exists() else place
+    return f"{Path(place).stem}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
