@@ -36,10 +36,10 @@ demo: $(INSTALLED) ## train a small model on the embedded rows and show what cha
 	$(BIN)/python -m alpacare_sft eval recipes/demo.yaml --limit 3 --evaluate.metrics '[rouge, loss]'
 	@echo
 	@echo "next: make eval                                           score all test rows, base and adapter"
-	@echo "      make push ARGS=--dry-run                            what publishing would send, and the card"
+	@echo "      make push ARGS=--dry-run                            what publishing would send, and the model card"
 	@echo "      open runs/demo/data/report.html                     where each row went"
 	@echo "      alpacare-sft train recipes/demo.yaml --lora.r 8 --output_dir runs/r8"
-	@echo "      accelerate launch -m alpacare_sft recipes/t4.yaml   the reference, on a card"
+	@echo "      accelerate launch -m alpacare_sft recipes/t4.yaml   the reference, on a GPU"
 	@echo "      (the last two after: source .venv/bin/activate)"
 
 train: $(INSTALLED) ## run RECIPE, or go on where it stopped

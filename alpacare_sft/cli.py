@@ -21,7 +21,7 @@ VERBS = {
     "train": "run a recipe: data, training, adapter; goes on where an unfinished run stopped (the default verb)",
     "data": "load, clean, split and show the rows, as the model sees them; needs no model weights",
     "eval": "answer and score the test rows with the base and with the trained adapter",
-    "push": "publish the adapter with its card, recipe, record and scores on the Hub, in one commit",
+    "push": "publish the adapter with its model card, recipe, record and scores on the Hub, in one commit",
     "review": "sum up review sheets that people filled: means, preferences, flags, agreement",
     "ask": "answer one question with the trained adapter, with the notice",
     "schema": "print the JSON Schema of a recipe, for editors",
@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         if verb == "train":
             sub.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in output_dir")
         if verb == "push":
-            sub.add_argument("--dry-run", action="store_true", help="show the files and the card; needs no network")
+            sub.add_argument("--dry-run", action="store_true", help="show the files and the model card; needs no network")
         if verb in ("train", "eval"):
             sub.add_argument("--push", action="store_true", help="publish the adapter afterwards; checked beforehand")
         if verb == "data":

@@ -31,7 +31,7 @@ MARKED = 50
 WORDS_COMPARED = 2000
 CUT = {"length", "run_on"}
 SIDES = ("base", "adapter")
-OWN_ROWS, OWN_ADAPTER = "test rows", "adapter"
+OWN_ADAPTER = "adapter"
 REPEATED = {
     "generate": ("max_new_tokens", "batch_size", "do_sample", "temperature", "top_p"),
     "evaluate": ("metrics", "baseline", "confidence", "bootstrap_samples"),
@@ -234,7 +234,7 @@ def _command(scores: Mapping[str, Any]) -> str:
     """What repeats the evaluation of the rows of a run, its settings spelled out."""
     words = ["alpacare-sft eval recipe.yaml --output_dir ."]
     words += [f"--limit {scores['limit']}"] if scores.get("limit") else []
-    words += ["--rows FILE"] if scores.get("source", OWN_ROWS) != OWN_ROWS else []
+    words += [f"--rows {shlex.quote(scores['rows_file']['name'])}"] if scores.get("rows_file") else []
     adapter = (scores.get("model") or {}).get("adapter") or OWN_ADAPTER
     words += [f"--adapter {shlex.quote(drop_place(adapter))}"] if adapter != OWN_ADAPTER else []
     for section, keys in REPEATED.items():

@@ -34,8 +34,8 @@ class Precision:
 def resolve_precision(train: Mapping[str, Any]) -> Precision:
     """The precision that a recipe asks for, or that suits this machine if it asks for none.
 
-    By compute capability, not by `torch.cuda.is_bf16_supported()`, which also says yes to cards
-    that only emulate bfloat16, slowly (trl#3616): below 8.0 fp16, from 8.0 on bf16, no card
+    By compute capability, not by `torch.cuda.is_bf16_supported()`, which also says yes to GPUs
+    that only emulate bfloat16, slowly (trl#3616): below 8.0 fp16, from 8.0 on bf16, no GPU
     float32.
 
     Raises:
@@ -43,25 +43,25 @@ def resolve_precision(train: Mapping[str, Any]) -> Precision:
     """
     import torch
 
-    card = torch.cuda.is_available() and not train["use_cpu"]
-    major = torch.cuda.get_device_capability()[0] if card else 0
-    if train["fp16"] and not card:
+    gpu = torch.cuda.is_available() and not train["use_cpu"]
+    major = torch.cuda.get_device_capability()[0] if gpu else 0
+    if train["fp16"] and not gpu:
         raise RecipeError(
             "train.fp16 needs a CUDA device, none is in use. Leave precision out of the recipe to let the hardware "
             "decide, or add --train.fp16 false."
         )
-    if train["bf16"] and card and major < 8:
+    if train["bf16"] and gpu and major < 8:
         raise RecipeError(
-            f"train.bf16 needs a card of compute capability 8.0 or more, {torch.cuda.get_device_name()} has "
+            f"train.bf16 needs a GPU of compute capability 8.0 or more, {torch.cuda.get_device_name()} has "
             f"{major}.{torch.cuda.get_device_capability()[1]} and only emulates it. Use train.fp16."
         )
     if train["fp16"] or train["bf16"]:
         return Precision(fp16=bool(train["fp16"]), bf16=bool(train["bf16"]))
     undecided = train["fp16"] is False and train["bf16"] is None
-    return Precision(fp16=card and major < 8 and undecided, bf16=card and major >= 8 and train["bf16"] is None)
+    return Precision(fp16=gpu and major < 8 and undecided, bf16=gpu and major >= 8 and train["bf16"] is None)
 
 
-def has_card() -> bool:
+def has_gpu() -> bool:
     """Whether torch sees a CUDA device."""
     import torch
 
@@ -69,17 +69,17 @@ def has_card() -> bool:
 
 
 def check_devices() -> None:
-    """Refuse one process that sees several cards: TRL trains on one card a process.
+    """Refuse one process that sees several GPUs: TRL trains on one a process.
 
     Raises:
         RecipeError: with the launcher's command.
     """
     import torch
 
-    cards = torch.cuda.device_count()
-    if cards > 1 and "LOCAL_RANK" not in os.environ:
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and "LOCAL_RANK" not in os.environ:
         raise RecipeError(
-            f"{cards} cards are visible to one process. Use all: accelerate launch --multi_gpu --num_processes {cards} "
+            f"{gpus} GPUs are visible to one process. Use all: accelerate launch --multi_gpu --num_processes {gpus} "
             "-m alpacare_sft RECIPE; or one: CUDA_VISIBLE_DEVICES=0."
         )
 
@@ -127,7 +127,7 @@ def describe_hardware(use_cpu: bool = False) -> dict[str, Any]:
 
 
 def peak_memory_bytes() -> int:
-    """Largest memory used so far: of the card if there is one, else of the process."""
+    """Largest memory used so far: of the GPU if there is one, else of the process."""
     import torch
 
     if torch.cuda.is_available():

@@ -25,7 +25,7 @@ _NEED_THE_MODEL = ("galore", "apollo", "lomo", "adalomo")
 def check_launcher() -> None:
     """Refuse a launcher's configuration that splits the model over processes.
 
-    The adapter and its checkpoints are written whole by one process; and without a card accelerate
+    The adapter and its checkpoints are written whole by one process; and without a GPU accelerate
     1.15 leaves FSDP and DeepSpeed out without a word.
 
     Raises:
@@ -50,11 +50,11 @@ def check_config(config: SFTConfig) -> None:
     _check_optimizer(config)
     if config.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
         raise RecipeError(
-            "train.use_liger_kernel needs its package, and a card. Install it: pip install liger-kernel. "
+            "train.use_liger_kernel needs its package, and a GPU. Install it: pip install liger-kernel. "
             "Or leave it out."
         )
-    if config.activation_offloading and not hardware.has_card():
-        raise RecipeError("train.activation_offloading needs a card, none is in use. Leave it out.")
+    if config.activation_offloading and not hardware.has_gpu():
+        raise RecipeError("train.activation_offloading needs a GPU, none is in use. Leave it out.")
     if config.torch_compile:
         _check_compilation(config)
 

@@ -65,6 +65,7 @@ def made_up_scores(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "n": len(predictions),
         "source": "test rows",
+        "unseen": "None of the test questions stands in the run's training rows.",
         "limit": None,
         "complete": True,
         "metrics": metrics,

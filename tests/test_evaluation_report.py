@@ -206,13 +206,13 @@ def test_empty_records_are_a_page(tmp_path: Path) -> None:
 def test_part_of_the_test_split_is_told(tmp_path: Path) -> None:
     rows = made_up_predictions(3)
     assert "Not the run's own adapter" not in page_of(tmp_path, rows)
-    other = {"complete": False, "limit": 3, "source": "rows of letters.jsonl"}
+    other = {"complete": False, "limit": 3, "source": "rows of letters.jsonl", "rows_file": {"name": "letters.jsonl"}}
     scores = made_up_scores(rows) | other
     scores["model"]["adapter"] = "/home/somebody/other"
     page = page_of(tmp_path, rows, scores)
     told = "Scored: 3 rows; source: rows of letters.jsonl, the first 3 only; adapter: other."
     assert told in words(page) and "somebody" not in page
-    assert "alpacare-sft eval recipe.yaml --output_dir . --limit 3 --rows FILE --adapter other" in words(page)
+    assert "alpacare-sft eval recipe.yaml --output_dir . --limit 3 --rows letters.jsonl --adapter other" in words(page)
 
 
 def test_what_repeats_it_is_told(tmp_path: Path) -> None:

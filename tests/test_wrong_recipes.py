@@ -178,7 +178,7 @@ WRONG = {
     "optimizer's arguments": Wrong(["with train.optim_args 'fast' cannot be used"], "train: {optim_args: fast}"),
     "liger without its package": Wrong(["train.use_liger_kernel needs its package"], "train: {use_liger_kernel: true}"),
     "offloading without a card": Wrong(
-        ["train.activation_offloading needs a card"], "train: {activation_offloading: true, use_cpu: true}"
+        ["train.activation_offloading needs a GPU"], "train: {activation_offloading: true, use_cpu: true}"
     ),
     "unknown compiler": Wrong(["train.torch_compile_backend must be"], "train: {torch_compile_backend: gcc}"),
     "unknown loss": Wrong(["train.loss_type must be one of nll, dft, got l2"], "train: {loss_type: l2}"),

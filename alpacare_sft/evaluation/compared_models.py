@@ -55,7 +55,7 @@ class ComparedModels:
         if self._model is None:
             model = load_base_model(self._section, self._dtype)
             if not self._section.quantization:
-                model = model.to("cuda" if hardware.has_card() and not self._use_cpu else "cpu")
+                model = model.to("cuda" if hardware.has_gpu() and not self._use_cpu else "cpu")
             self._model = model.eval()
         return self._model
 

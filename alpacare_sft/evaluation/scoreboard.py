@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from alpacare_sft.generation import CUT
 from alpacare_sft.intervals import format_interval
 from alpacare_sft.review import show_judge
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from alpacare_sft.evaluation.stage import Evaluation
 
 SIDE_BY_SIDE = 3
-ENDS = {"length": " [… cut at generate.max_new_tokens]", "run_on": " [… went on with a new question]"}
+ENDS = {"length": CUT, "run_on": " [… went on with a new question]"}
 SIDES = ("base", "adapter")
 
 

@@ -85,7 +85,7 @@ def format_card(recipe: Recipe, evidence: Evidence) -> str:
         data_license=data_license(recipe.data.path, recipe.hub),
         prompt=format_sections("{instruction}", "{input}", recipe.prompt.system).rstrip("\n"),
         code_prompt=format_sections("What helps with a cold?", "", recipe.prompt.system),
-        ends=evidence.record["end_token_ids"],
+        ends=evidence.record.get("end_token_ids"),
         notice=" ".join(recipe.safety.disclaimer.split()),
         version=__version__,
     )

@@ -130,7 +130,7 @@ def _upstream_reference() -> Iterator[str]:
     yield from ["| key | instead |", "|---|---|"]
     yield from (f"| `{key}` | {reason} |" for key, reason in checks.REFUSED["train"].items())
     yield "| `gradient_checkpointing` | Renamed upstream: `activation_checkpointing` |"
-    yield from ["", "Precision (`fp16`, `bf16`) left out means: by hardware. CUDA cards of compute capability"]
+    yield from ["", "Precision (`fp16`, `bf16`) left out means: by hardware. CUDA devices of compute capability"]
     yield from ["below 8.0 (T4, P100) get fp16, from 8.0 on bf16, a CPU float32.", ""]
     yield from ["## lora", "", f"Every argument of [`peft.LoraConfig`]({PEFT_PAGE}), under its own name, but for:", ""]
     yield from ["| key | instead |", "|---|---|"]

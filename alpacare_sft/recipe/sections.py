@@ -173,7 +173,7 @@ class GenerateSection:
     max_new_tokens: PositiveCount = 256
     """Longest answer, in tokens."""
 
-    batch_size: PositiveCount = 16
+    batch_size: PositiveCount = 32
     """Prompts answered at once."""
 
     do_sample: bool = False

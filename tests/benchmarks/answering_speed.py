@@ -23,7 +23,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("run", type=Path, help="directory of a trained run")
     parser.add_argument("--rows", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--side", choices=["eval", "one-by-one"], help=argparse.SUPPRESS)
     return parser.parse_args()

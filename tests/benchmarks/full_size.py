@@ -53,7 +53,7 @@ def main() -> None:
 
     threads = hardware.set_threads()
     precision = hardware.resolve_precision({"fp16": False, "bf16": None, "use_cpu": False})
-    device = "cuda" if hardware.has_card() else "cpu"
+    device = "cuda" if hardware.has_gpu() else "cpu"
     torch.manual_seed(0)
     with torch.device(device):
         torch.set_default_dtype(getattr(torch, precision.dtype))
