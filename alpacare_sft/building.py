@@ -43,7 +43,7 @@ def build_sft_config(recipe: Recipe, run: RunDirectory, precision: hardware.Prec
         ours["ddp_find_unused_parameters"] = False  # every LoRA weight takes part in every step
     if recipe.train["activation_checkpointing"] is None:  # trl 1.16 has its default under the old name, which warns
         ours["activation_checkpointing"] = recipe.train["gradient_checkpointing"]
-    if not hardware.has_gpu():
+    if not hardware.has_gpu(recipe.train["use_cpu"]):
         ours["dataloader_pin_memory"] = False  # else torch warns at every epoch
     try:
         config = SFTConfig(**{**given_values(recipe, "train"), **ours})

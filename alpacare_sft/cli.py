@@ -64,7 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
         if verb == "train":
             sub.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in output_dir")
         if verb == "push":
-            sub.add_argument("--dry-run", action="store_true", help="show the files and the model card; needs no network")
+            sub.add_argument(
+                "--dry-run", action="store_true", help="show the files and the model card; needs no network"
+            )
         if verb in ("train", "eval"):
             sub.add_argument("--push", action="store_true", help="publish the adapter afterwards; checked beforehand")
         if verb == "data":

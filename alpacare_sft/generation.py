@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -123,12 +124,12 @@ def generate_answers(
 def read_answer(tokens: Sequence[int], ends: Collection[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
     """An answer from the token ids written after the prompt, shape (N,), padded behind where it ended."""
     end = next((place for place, token in enumerate(tokens) if token in ends), None)
-    written = list(tokens[:end])
-    while end is None and written and written[-1] == tokenizer.pad_token_id:  # ended by a new question
-        written.pop()
-    num_tokens = len(written) + (end is not None)
-    text = tokenizer.decode(written, skip_special_tokens=True)
+    text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
+    num_tokens = len(tokens) if end is None else end + 1
     if begun_anew := _RUN_ON.search(text):
+        pad = tokenizer.pad_token_id  # stands behind an answer that was stopped there, and may be an end token too
+        if end is None or tokens[end] == pad:
+            num_tokens = len(tokens) - len(list(takewhile(lambda token: token == pad, reversed(tokens))))
         return Answer(text[: begun_anew.start()].strip(), num_tokens, "run_on")
     return Answer(text.strip(), num_tokens, "length" if end is None else "end_token")
 

@@ -61,11 +61,11 @@ def resolve_precision(train: Mapping[str, Any]) -> Precision:
     return Precision(fp16=gpu and major < 8 and undecided, bf16=gpu and major >= 8 and train["bf16"] is None)
 
 
-def has_gpu() -> bool:
-    """Whether torch sees a CUDA device."""
+def has_gpu(use_cpu: bool = False) -> bool:
+    """Whether a CUDA device is there, and used."""
     import torch
 
-    return torch.cuda.is_available()
+    return torch.cuda.is_available() and not use_cpu
 
 
 def check_devices() -> None:
@@ -126,11 +126,11 @@ def describe_hardware(use_cpu: bool = False) -> dict[str, Any]:
     return found
 
 
-def peak_memory_bytes() -> int:
-    """Largest memory used so far: of the GPU if there is one, else of the process."""
+def peak_memory_bytes(use_cpu: bool = False) -> int:
+    """Largest memory used so far: of the GPU if one is used, else of the process."""
     import torch
 
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not use_cpu:
         return int(torch.cuda.max_memory_allocated())
     import resource
     import sys

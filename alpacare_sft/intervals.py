@@ -12,7 +12,6 @@ from scipy import stats
 
 _SEED = 20240101
 _BATCH = 1000  # resamples at once: memory stays small with many rows
-_EXCHANGES_AT_MOST = 100_000
 SCOPE = (
     "Intervals and p-values cover the choice of test rows. They do not cover the training seed: another training of "
     "the same recipe would give somewhat other scores. ROUGE-L and loss are the main scores, to go by; the others "
@@ -66,7 +65,7 @@ def paired_summary(
         name: _interval(statistic, of_rows, confidence, samples) for name, statistic in statistics.items()
     }
     if "base" in columns:
-        exchanges = max(samples, min(_EXCHANGES_AT_MOST, math.ceil(10 / (1 - confidence))))
+        exchanges = max(samples, math.ceil(10 / (1 - confidence)))
         p_value = _p_value(columns["adapter"], columns["base"], of_rows, mean, exchanges)
         found["difference"] |= {"p_value": p_value, "test": "permutation test"}
     return found
@@ -186,7 +185,7 @@ def judge_difference(difference: Mapping[str, Any], better: str | None) -> dict[
         return {"shown": False, "side": None, "verdict": told}
     side = "lower" if high < 0 else "higher"
     judged = "" if better is None else " (better)" if side == better else " (worse)"
-    told = f"{side} than the base's{judged}, beyond the {confidence:.0%} interval"
+    told = f"{side} than the base's{judged}, beyond the {100 * confidence:g}% interval"
     return {"shown": True, "side": side, "verdict": told}
 
 

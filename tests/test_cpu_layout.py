@@ -6,6 +6,7 @@ import platform
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -54,3 +55,11 @@ def test_other_precisions_are_left_as_they_are(model: PreTrainedModel) -> None:
     half = model.to(torch.bfloat16)
     with fast_cpu_layout(half):
         assert not any("forward" in vars(layer) for layer in half.modules() if isinstance(layer, nn.Linear))
+
+
+def test_an_adapter_that_reads_its_weights_keeps_them(model: PreTrainedModel) -> None:
+    config = LoraConfig(r=4, target_modules=["q_proj"], use_dora=True)
+    attached = get_peft_model(model, config).eval()
+    before = logits(attached)
+    with fast_cpu_layout(attached):
+        torch.testing.assert_close(logits(attached), before, atol=1e-5, rtol=1e-5)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from alpacare_sft.adapter import merge_adapter
+from alpacare_sft.adapter import answer_logits, merge_adapter
 from alpacare_sft.asking import ask
 from alpacare_sft.cli import stopped_by_signals
 from alpacare_sft.errors import DataError, ModelError, RecipeError, RunError, StoppedError
@@ -37,13 +37,13 @@ LOST_AT_MOST = "alpacare_sft.evaluation.compared_models.LOST_AT_MOST"
 ROW = {"instruction": "Name the bones of the forearm.", "input": "", "output": "The radius and the ulna."}
 
 
-def test_batch_1_and_batch_8_write_the_same_tokens(make_recipe: Make, tokenizer: Any) -> None:
+def test_batch_1_and_batch_16_write_the_same_tokens(make_recipe: Make, tokenizer: Any) -> None:
     recipe = make_recipe()
     model = load_base_model(recipe.model, "float32").eval()
     encoder = PromptEncoder(tokenizer, recipe.prompt)
-    prompts = [encoder.encode_prompt("Say something about bones. " * n, "") for n in (1, 4, 2, 7, 3)]
+    prompts = [encoder.encode_prompt("Say something about bones. " * n, "") for n in (1, 4, 2, 7, 3) * 4]
     answers = []
-    for size in (1, 8):
+    for size in (1, 16):
         generate = GenerateSection(max_new_tokens=12, batch_size=size)
         answers.append(dict(generate_answers(model, tokenizer, prompts, generate, learnt_end=1)))
     assert answers[0] == answers[1]
@@ -464,13 +464,14 @@ def test_an_adapter_that_merging_rounds_away_stays_beside_the_weights(trained: R
     run = RunDirectory(trained.output_dir)
     models = ComparedModels(trained, trained, run)
     models._dtype = "bfloat16"
+    rows = encode_rows(read_test_split(run, 4).rows, PromptEncoder(models.tokenizer, trained.prompt))
+    base = answer_logits(models.base(), rows)
     attached = models.with_adapter_attached()
     with torch.no_grad():
         for name, weight in attached.named_parameters():
             if "lora_B" in name:
                 weight.mul_(1e-4)
-    rows = encode_rows(read_test_split(run, 4).rows, PromptEncoder(models.tokenizer, trained.prompt))
-    check = merge_adapter(attached, rows)[1]
+    check = merge_adapter(attached, rows, base)[1]
     assert check["lost_share"] > LOST_LIMIT
     assert check["same_token_share"] > 0.9  # which alone would have let it pass
 

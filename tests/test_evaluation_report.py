@@ -55,7 +55,10 @@ def test_scores_have_intervals_p_values_and_words(tmp_path: Path) -> None:
     assert "2.5000 2.4500 to 2.5500 2.2400 2.1900 to 2.2900 −0.2600 −0.3000 to −0.2200 under 0.001" in shown
     assert "lower is better; main score" in shown
     assert "lower than the base's, beyond the interval" in shown
-    assert "Means over 10 test rows, below each its 95 % interval." in shown.replace("\xa0", " ")
+    assert (
+        "Means over 10 test rows (loss and perplexity: over their tokens), below each its 95 % interval."
+        in shown.replace("\xa0", " ")
+    )
 
 
 @pytest.mark.parametrize("answer", ["", "  the Ulna,\nthe radius. ", "the and the and", "…", HOSTILE, "naïve café"])

@@ -98,6 +98,7 @@ def likes_adapter(body: dict[str, Any]) -> Answer:
         (lambda body: reply("VERDICT: B" if adapter_first(body) else "VERDICT: A"), "base", 0),
         (lambda body: reply("VERDICT: A"), "tie", 1),
         (lambda body: reply("VERDICT: TIE"), "tie", 0),
+        (lambda body: reply("VERDICT: A tie." if adapter_first(body) else "VERDICT: TIE"), "tie", 0),
         (lambda body: reply("VERDICT: A" if adapter_first(body) else "VERDICT: TIE"), "tie", 1),
         (lambda body: reply("VERDICT: A? No.\nVERDICT: B" if adapter_first(body) else "VERDICT: A"), "base", 0),
         (lambda body: reply("Both are fine."), "none", 0),

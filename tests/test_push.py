@@ -240,9 +240,10 @@ def test_pushing_the_same_twice_changes_nothing(
 
 
 def test_a_later_push_sends_what_changed_alone(hub: WritableHub, words: list[str], make: Any, run: Path) -> None:
-    push(make())
+    settings = "--generate.max_new_tokens", "96"  # as the scores have them
+    push(make(*settings))
     (run / "eval" / "scores.json").unlink()
-    push(make())
+    push(make(*settings))
     lines = [json.loads(line) for line in hub.sent[-1].splitlines()]
     assert [(line["key"], line["value"].get("path")) for line in lines[1:]] == [
         ("file", "README.md"),
@@ -590,3 +591,10 @@ def test_an_organisation_and_a_fine_grained_token_may_be_written_to(
     monkeypatch.setenv("HF_TOKEN", WIDE)
     push(make("--hub.repo_id", "tester/by-a-fine-grained-token"))
     assert set(hub.of("tester/by-a-fine-grained-token").files()) >= ADAPTER
+
+
+def test_the_published_recipe_repeats_the_scores(hub: WritableHub, run: Path, make: Any) -> None:
+    """Settings given only now were not those of the scores."""
+    scored = json.loads((run / "eval" / "scores.json").read_text())["generate"]["max_new_tokens"]
+    pushed = push(make("--generate.max_new_tokens", str(scored + 1)), dry_run=True)
+    assert f"max_new_tokens={scored}," in pushed.card

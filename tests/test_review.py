@@ -412,3 +412,20 @@ def test_the_verb_shows_what_was_found(make_recipe: Callable[..., Recipe], capsy
 def test_a_run_without_sheets_says_how_to_make_them(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"must be the key of a review, none is there\. .* alpacare-sft eval RECIPE"):
         review_answers(make_recipe(), [tmp_path / "x.csv"])
+
+
+def test_sheets_put_aside_twice_do_not_replace_each_other(folder: Path) -> None:
+    kept = []
+    for reviewer in ("Ann", "Bob"):
+        kept.append(fill(folder, [BOTH] * 4, "review.csv", reviewer).read_bytes())
+        save_review_sheets(folder, predictions_of(6), seed=1, notice=NOTICE)  # other answers, and back again
+        save_review_sheets(folder, predictions_of(4), seed=1, notice=NOTICE)
+    aside = sorted(path for path in folder.glob("review-*.csv"))
+    assert sorted(path.read_bytes() for path in aside) == sorted(kept)
+
+
+def test_a_filled_sheet_whose_key_is_lost_is_put_aside(folder: Path) -> None:
+    filled = fill(folder, [BOTH] * 4, "review.csv").read_bytes()
+    (folder / "review_key.json").unlink()
+    save_review_sheets(folder, predictions_of(4), seed=1, notice=NOTICE)
+    assert (folder / "review-earlier.csv").read_bytes() == filled

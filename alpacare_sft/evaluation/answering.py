@@ -99,6 +99,8 @@ class AnswerSheet:
                 sheet._take(line)
         except (ValueError, TypeError, KeyError):
             sheet, kept = cls(path), []
+        if dropped := sum('"text"' in line for line in lines) - sum("text" in line for line in kept):
+            say(f"{path}: {dropped} answers were written with other settings or versions, and are asked for anew.")
         whole = "".join(_line(line) for line in ({"fingerprint": fingerprint}, *kept))
         if whole != text:
             write_text(path, whole)
@@ -158,7 +160,7 @@ def fill_sheet(
     """
     references = questions.rows if questions.wants_losses else []
     num_answers = len(questions.rows) if questions.wants_answers else 0
-    with sheet.path.open("a", encoding="utf-8", newline="\n") as file, _progress() as bar, _told_memory():
+    with sheet.path.open("a", encoding="utf-8", newline="\n") as file, _progress() as bar:
         say(f"{who}: {len(references)} references, {len(questions.general)} general rows, {num_answers} answers")
         began = time.perf_counter()
 
@@ -206,7 +208,12 @@ def reference_loss(model: PreTrainedModel, row: Encoded) -> float:
 
 
 @contextmanager
-def _told_memory() -> Iterator[None]:
+def told_memory() -> Iterator[None]:
+    """Turn a GPU that is full into an error that says what is kept and what to lower.
+
+    Raises:
+        RunError: if it is full.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:

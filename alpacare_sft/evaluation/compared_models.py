@@ -8,7 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import hardware
-from alpacare_sft.adapter import adapter_sha256, attach_adapter, find_adapter, merge_adapter, refuse_other_base
+from alpacare_sft.adapter import (
+    adapter_sha256,
+    answer_logits,
+    attach_adapter,
+    find_adapter,
+    merge_adapter,
+    refuse_other_base,
+)
 from alpacare_sft.model import context_tokens, load_base_model, load_tokenizer
 
 if TYPE_CHECKING:
@@ -55,7 +62,7 @@ class ComparedModels:
         if self._model is None:
             model = load_base_model(self._section, self._dtype)
             if not self._section.quantization:
-                model = model.to("cuda" if hardware.has_gpu() and not self._use_cpu else "cpu")
+                model = model.to("cuda" if hardware.has_gpu(self._use_cpu) else "cpu")
             self._model = model.eval()
         return self._model
 
@@ -70,8 +77,9 @@ class ComparedModels:
         """
         if self._section.quantization:  # merging would round the adapter away
             return self.with_adapter_attached(), {"merged": False}
-        merged, check = merge_adapter(self.with_adapter_attached(), rows)
-        if check["lost_share"] <= LOST_AT_MOST:
+        base = answer_logits(self.base(), rows)
+        merged, check = merge_adapter(self.with_adapter_attached(), rows, base)
+        if check["lost_share"] is not None and check["lost_share"] <= LOST_AT_MOST:
             return merged, {"merged": True, "merge_check": check}
         del merged
         self._model = None  # freed before the base is loaded anew

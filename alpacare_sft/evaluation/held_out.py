@@ -35,6 +35,7 @@ class HeldOutRows:
         near: by row id, the training row that its question nearly repeats: `id`, `split`, `similarity`.
         threshold: similarity from which on a row counts as near.
         counts: rows `loaded` and `kept`, for rows from a file.
+        commit: of a data set on the Hub.
     """
 
     rows: list[dict[str, Any]]
@@ -42,6 +43,7 @@ class HeldOutRows:
     near: Mapping[Any, dict[str, Any]]
     threshold: float
     counts: Mapping[str, int] = field(default_factory=dict)
+    commit: str | None = None
 
 
 def read_test_split(run: RunDirectory, limit: int | None) -> HeldOutRows:
@@ -62,8 +64,14 @@ def read_test_split(run: RunDirectory, limit: int | None) -> HeldOutRows:
         raise RunError("data.splits.test is 0, there is nothing to score. Give it rows and train again, or use --rows.")
     if seen := _count_seen(rows, read_rows(run.data / "train.jsonl")):
         raise RunError(f"{seen:,} test questions stand in the training rows. Train again: a draw keeps them apart.")
-    found = json.loads((run.data / "report.json").read_text(encoding="utf-8"))["near_duplicates"]
-    return HeldOutRows(rows[:limit], "test rows", _nearest(found["nearest"]), found["threshold"])
+    try:
+        found = json.loads((run.data / "report.json").read_text(encoding="utf-8"))["near_duplicates"]
+        return HeldOutRows(rows[:limit], "test rows", _nearest(found["nearest"]), found["threshold"])
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(
+            f"{run.data / 'report.json'} is missing, damaged or of an older version. Make it again: "
+            "alpacare-sft data RECIPE."
+        ) from error
 
 
 def load_other_rows(path: str, trained: Recipe, run: RunDirectory, limit: int | None) -> HeldOutRows:
@@ -76,9 +84,10 @@ def load_other_rows(path: str, trained: Recipe, run: RunDirectory, limit: int | 
 
     section = dataclasses.replace(trained.data, path=path, revision=None)
     try:
-        loaded = load_rows(section).rows
+        source = load_rows(section)
     except DataError as error:  # told of the recipe's keys
         raise DataError(f"--rows {path}, read by the run's section data: {error}") from error
+    loaded = source.rows
     cleaned, _ = clean_rows(loaded, section.clean, None)
     if len(cleaned) == 0:
         raise DataError(f"--rows {path}: no row of {len(loaded):,} is left after cleaning. Check its columns.")
@@ -92,7 +101,12 @@ def load_other_rows(path: str, trained: Recipe, run: RunDirectory, limit: int | 
     counts = {"loaded": len(loaded), "kept": len(cleaned)}
     rows = [{key: row[key] for key in ("id", "instruction", "input", "output")} for row in cleaned]
     return HeldOutRows(
-        rows[:limit], f"rows of {Path(path).name}", _nearest(found["nearest"]), found["threshold"], counts
+        rows[:limit],
+        f"rows of {Path(path).name}",
+        _nearest(found["nearest"]),
+        found["threshold"],
+        counts,
+        source.commit,
     )
 
 

@@ -59,7 +59,7 @@ def _score_table(scores: Mapping[str, Any]) -> Table:
     metrics = scores["metrics"]
     sides = [name for name in (*SIDES, "difference") if name in next(iter(metrics.values()))]
     confidence = next(iter(metrics.values()))["adapter"]["confidence"]
-    title = f"{scores['n']:,} {escape(scores['source'])}, {confidence:.0%} intervals; difference = adapter - base"
+    title = f"{scores['n']:,} {escape(scores['source'])}, {100 * confidence:g}% intervals; difference = adapter - base"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
     table.pad_edge, table.padding = False, 0  # the box itself sets columns one apart
     table.add_column("score", no_wrap=True)

@@ -115,9 +115,10 @@ def score_rows(
         if questions.wants_answers:
             for name, values in _score_answers(rows, sheet).items():
                 scores.setdefault(name, {})[who] = values
-            if "similarity" in wanted:
-                texts = [sheet.answers[row].text for row in range(len(rows))]
-                scores.setdefault("similarity", {})[who] = [*similarities(texts, [row["output"] for row in rows])]
+    if questions.wants_answers and "similarity" in wanted:
+        texts = {who: [sheet.answers[row].text for row in range(len(rows))] for who, sheet in sheets.items()}
+        found = similarities(texts, [row["output"] for row in rows])
+        scores["similarity"] = {who: [*values] for who, values in found.items()}
     return {name: sides for name, sides in scores.items() if any(value is not None for value in sides["adapter"])}
 
 

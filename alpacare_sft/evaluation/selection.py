@@ -47,13 +47,13 @@ class Selection:
         parts += [f"first-{self.limit}"] if self.limit else []
         return run.path / "eval" / "-".join(parts) if parts else run.path / "eval"
 
-    def describe(self) -> dict[str, Any]:
-        """Its part of `scores.json`."""
+    def describe(self, commit: str | None) -> dict[str, Any]:
+        """Its part of `scores.json`; `commit` is that of `rows`, if they are a data set on the Hub."""
         return {
             "limit": self.limit,
             "complete": self.is_whole,
             "unseen": self._unseen(),
-            "rows_file": {"name": last_name(self.rows), "sha256": _sha256(self.rows)} if self.rows else None,
+            "rows_file": {**_file(self.rows), "commit": commit} if self.rows else None,
         }
 
     def _unseen(self) -> str:
@@ -65,8 +65,10 @@ class Selection:
         return told
 
 
-def _sha256(rows: str) -> str | None:
-    return file_sha256(Path(rows)) if Path(rows).is_file() else None  # else several files, or a data set on the Hub
+def _file(rows: str) -> dict[str, Any]:
+    """Name and hash of a file; several files, or a data set on the Hub, have no hash here."""
+    path = Path(rows).expanduser()
+    return {"name": last_name(rows) if path.exists() else rows, "sha256": file_sha256(path) if path.is_file() else None}
 
 
 def _short_name(place: str) -> str:

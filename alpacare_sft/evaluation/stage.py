@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft import hardware
 from alpacare_sft.cpu_layout import fast_cpu_layout
 from alpacare_sft.errors import RunError
-from alpacare_sft.evaluation.answering import AnswerSheet, Questions, fill_sheet
+from alpacare_sft.evaluation.answering import AnswerSheet, Questions, fill_sheet, told_memory
 from alpacare_sft.evaluation.compared_models import ComparedModels
 from alpacare_sft.evaluation.held_out import GENERAL_ROWS, encode_rows, load_other_rows, read_rows, read_test_split
 from alpacare_sft.evaluation.results import describe_circumstances, list_predictions, summarize_rows
@@ -20,7 +20,7 @@ from alpacare_sft.evaluation_report import save_evaluation_report
 from alpacare_sft.hub.card import save_card
 from alpacare_sft.prompt import PromptEncoder
 from alpacare_sft.recipe.writing import read_resolved, recipe_sha256
-from alpacare_sft.recording import installed_versions, say
+from alpacare_sft.recording import MODEL_PACKAGES, installed_versions, say
 from alpacare_sft.review import check_judge, judge_answers, save_review_sheets
 from alpacare_sft.run import RunDirectory, file_sha256, write_json, write_text
 from alpacare_sft.similarity import find_encoder
@@ -88,14 +88,17 @@ def evaluate(
         )
         beyond = questions.num_beyond(models.context_tokens, recipe.generate.max_new_tokens)
         if beyond:
-            say(f"{beyond} rows are longer than the {models.context_tokens:,} tokens that the model reads.")
+            say(
+                f"{beyond} rows could go past the {models.context_tokens:,} tokens that the model reads, with their "
+                "reference or an answer of full length."
+            )
         sheets = _fill_sheets(folder, questions, models, recipe)
         row_scores = score_rows(asked.rows, sheets, questions, recipe.evaluate.metrics)
         predictions = list_predictions(asked, questions, sheets, row_scores, recipe.safety.disclaimer)
         scores = {
             **summarize_rows(asked, questions, sheets, row_scores, recipe),
             "beyond_context": beyond,
-            **selection.describe(),
+            **selection.describe(asked.commit),
             **describe_circumstances(run, models, sheets, recipe),
         }
         _save(folder, scores, predictions, recipe)
@@ -128,15 +131,16 @@ def trained_recipe(run: RunDirectory) -> Recipe:
 def _fill_sheets(folder: Path, questions: Questions, models: ComparedModels, recipe: Recipe) -> dict[str, AnswerSheet]:
     """Ask the base first: merging changes its weights."""
     device = hardware.describe_hardware(recipe.train["use_cpu"])["device"]
-    told = models.describe(), installed_versions(), device
+    told = models.describe(), installed_versions(MODEL_PACKAGES), device
     sheets: dict[str, AnswerSheet] = {}
     for who in ("base", "adapter") if recipe.evaluate.baseline else ("adapter",):
         fingerprint = {"model": questions.fingerprint(who, *told), "generate": _deciding(recipe)}
         sheet = AnswerSheet.open(folder / "answers" / f"{who}.jsonl", fingerprint)
         if sheet.lacks(questions):
-            model, merge = (models.base(), {}) if who == "base" else models.with_adapter(questions.rows)
-            with fast_cpu_layout(model):
-                fill_sheet(sheet, questions, model, models.tokenizer, recipe, who, merge)
+            with told_memory():
+                model, merge = (models.base(), {}) if who == "base" else models.with_adapter(questions.rows)
+                with fast_cpu_layout(model):
+                    fill_sheet(sheet, questions, model, models.tokenizer, recipe, who, merge)
             del model  # the one copy of the weights is `models`' to free
         sheets[who] = sheet
     return sheets

@@ -50,6 +50,21 @@ def read_evidence(run: RunDirectory) -> Evidence:
     return Evidence(record, _read(run.data / "report.json"), None if fault else scores, fault)
 
 
+def published_recipe(trained: Recipe, given: Recipe, evidence: Evidence) -> Recipe:
+    """The recipe of a run as it is published: with the settings of its scores, so that it repeats them.
+
+    Args:
+        trained: the recipe that the adapter was trained by.
+        given: what `hub` and `safety` are taken from, and without scores `generate` and `evaluate` too.
+        evidence: of the run.
+    """
+    generate, rated = given.generate, given.evaluate
+    if evidence.scores:
+        generate = dataclasses.replace(generate, **evidence.scores.get("generate", {}))
+        rated = dataclasses.replace(rated, **evidence.scores.get("evaluate", {}))
+    return dataclasses.replace(trained, hub=given.hub, safety=given.safety, generate=generate, evaluate=rated)
+
+
 def pinned_recipe(recipe: Recipe, record: Mapping[str, Any]) -> Recipe:
     """A run's recipe with the commits that its branches stood for, so that a rerun fetches the same files.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft.errors import RunError
 from alpacare_sft.evaluation import trained_recipe
 from alpacare_sft.hub.card import save_card
-from alpacare_sft.hub.evidence import read_evidence
+from alpacare_sft.hub.evidence import published_recipe, read_evidence
 from alpacare_sft.hub.files import ALLOWED, LICENSE, NOTICE, Publication, collect_files
 from alpacare_sft.hub.licenses import base_license
 from alpacare_sft.hub.preflight import (
@@ -71,11 +70,9 @@ def push(recipe: Recipe, *, dry_run: bool = False) -> Pushed:
     """
     run = RunDirectory(recipe.output_dir)
     trained = trained_recipe(run)
-    published = dataclasses.replace(
-        trained, hub=recipe.hub, safety=recipe.safety, generate=recipe.generate, evaluate=recipe.evaluate
-    )
     if dry_run:
         evidence = read_evidence(run)
+        published = published_recipe(trained, recipe, evidence)
         base = evidence.record["base_model"]
         license_copy = find_license(base, recipe.hub.license, online=False)
         publication = collect_files(run, published, evidence, license_copy)
@@ -83,6 +80,7 @@ def push(recipe: Recipe, *, dry_run: bool = False) -> Pushed:
         return Pushed(recipe.hub.repo_id, None, False, tuple(publication.files), publication.card)
     with run.lock():
         evidence = read_evidence(run)
+        published = published_recipe(trained, recipe, evidence)
         base = evidence.record["base_model"]
         check_recipe(published, base)
         collect_files(run, published, evidence)  # what is wrong with the adapter is told before the Hub is asked

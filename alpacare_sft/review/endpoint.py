@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 RETRIES = 4
 BACKOFF_SECONDS = 1.0  # doubled at each retry; a server's Retry-After comes first
-_VERDICT = re.compile(r"VERDICT\W{0,6}(?:answer\s+)?(A|B|TIE)\b", flags=re.IGNORECASE)
+_VERDICT = re.compile(
+    r"VERDICT\W{0,6}(?:answer\s+|a\s+(?=tie))?(A|B|TIE)\b(?!\W*(?:tie|and|or)\b|\s*[/&])", flags=re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)

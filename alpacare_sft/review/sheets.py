@@ -10,6 +10,7 @@ import random
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,20 @@ def save_review_sheets(folder: Path, predictions: Sequence[Mapping[str, Any]], *
     keys = read_keys(folder)
     path = folder / "review.csv"
     filled = _is_filled(path)
-    if filled and keys and keys[0]["sheet"] != sheet:
-        path.rename(folder / f"review-{keys[0]['sheet']}.csv")
+    if filled and not (keys and keys[0]["sheet"] == sheet):
+        path.rename(_free_name(folder, f"review-{keys[0]['sheet'] if keys else 'earlier'}"))
         filled = False
     write_json(folder / KEY_FILE, {**key, "earlier": [old for old in keys if old["sheet"] != sheet]})
     if not filled:
         write_text(path, format_csv([{"sheet": sheet, **row} for row in rows], columns))
     shown = {"sheet": sheet, "letters": letters, "columns": columns, "criteria": CRITERIA, "flag": FLAG}
     write_text(folder / "review.html", render("review.html", **shown, rows=rows, notice=notice))
+
+
+def _free_name(folder: Path, stem: str) -> Path:
+    """A name that no file has: another sheet of the same answers may have been put aside before."""
+    names = (f"{stem}{f'-{number}' if number > 1 else ''}.csv" for number in count(1))
+    return next(folder / name for name in names if not (folder / name).exists())
 
 
 def read_keys(folder: Path) -> list[dict[str, Any]]:

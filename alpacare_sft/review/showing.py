@@ -46,7 +46,7 @@ def _told_harm(name: str, found: Mapping[str, Any]) -> str:
 def _criteria_table(summary: Mapping[str, Any]) -> Table:
     criteria = summary["criteria"]
     level = next((part["adapter"]["confidence"] for part in criteria.values() if part["n"]), None)
-    told = f", {level:.0%} intervals over the choice of rows" if level else ""
+    told = f", {100 * level:g}% intervals over the choice of rows" if level else ""
     table = Table(title=f"ratings, 1 (worst) to 5 (best){told}", title_justify="left")
     table.add_column("")
     table.add_column("rows", justify="right")
