@@ -76,7 +76,6 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
                 f"output_dir: {run.path} holds an unfinished run and resume is never. "
                 "Add --resume auto to go on, or --overwrite to begin anew."
             )
-        check_context(recipe.model, recipe.train["max_length"])
         for note in recipe.notes:
             say(note)
         device = hardware.describe_hardware(recipe.train["use_cpu"])["device"]
@@ -96,6 +95,7 @@ def _run(recipe: Recipe, run: RunDirectory, stop: StopOnSignal, precision: hardw
         clock = now
 
     tokenizer = load_tokenizer(recipe.model)
+    check_context(recipe.model, recipe.train["max_length"])
     with _main_process_first():
         data = prepare_data(recipe, tokenizer)
     if is_main_process():

@@ -32,6 +32,8 @@ from alpacare_sft.recipe.sections import GenerateSection
 from alpacare_sft.run import RunDirectory
 from alpacare_sft.training import train
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Recipe]
 LOST_AT_MOST = "alpacare_sft.evaluation.compared_models.LOST_AT_MOST"
 ROW = {"instruction": "Name the bones of the forearm.", "input": "", "output": "The radius and the ulna."}

@@ -13,6 +13,8 @@ import yaml
 
 from alpacare_sft.cli import main
 
+pytestmark = pytest.mark.slow
+
 ROWS = [{"instruction": f"Name bone {n}.", "input": "", "output": f"It is bone {n}."} for n in range(12)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 CSV = "instruction,input,output\r\n" + "".join(f'"{row["instruction"]}","","{row["output"]}"\r\n' for row in ROWS)
@@ -152,12 +154,11 @@ def test_an_odd_base_trains_or_is_refused_in_one_message(
     Path("recipe.yaml").write_text(write_recipe(base, "./rows.jsonl"))
     code = main(["train", "recipe.yaml", *case.overrides])
     err = capfd.readouterr().err
-    record = Path("run/run.json")  # a base whose configuration cannot be read is refused before anything is written
-    status = json.loads(record.read_text())["status"] if record.exists() else "failed"
+    record = json.loads(Path("run/run.json").read_text())
     if case.told is None:
-        assert (code, status) == (0, "done"), err
+        assert (code, record["status"]) == (0, "done"), err
         return
-    assert (code, status) == (1, "failed"), err
+    assert (code, record["status"]) == (1, "failed"), err
     messages = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(messages) == 1 and "Traceback" not in err
     assert case.told.format(base=base) in messages[0]

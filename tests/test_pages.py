@@ -15,6 +15,8 @@ from alpacare_sft.report import save_data_report, save_training_report
 from alpacare_sft.review.sheets import save_review_sheets
 from tests.made_up_scores import HOSTILE, NOTICE, made_up_predictions, made_up_scores
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 FLAGS += ["--disable-sync", "--no-first-run"]

@@ -15,6 +15,8 @@ from alpacare_sft.review.sheets import safe_cell
 from tests import test_pages
 from tests.test_review import NASTY
 
+pytestmark = pytest.mark.slow
+
 browser = test_pages.browser
 NOTICE = "Not medical advice."
 HOSTILE = "</script><script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">"

@@ -23,6 +23,8 @@ from alpacare_sft.run import RunDirectory
 from alpacare_sft.training import train
 from tests.conftest import tiny_document
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Recipe]
 
 
