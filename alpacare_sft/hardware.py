@@ -43,7 +43,7 @@ def resolve_precision(train: Mapping[str, Any]) -> Precision:
     """
     import torch
 
-    gpu = torch.cuda.is_available() and not train["use_cpu"]
+    gpu = has_gpu(train["use_cpu"])
     major = torch.cuda.get_device_capability()[0] if gpu else 0
     if train["fp16"] and not gpu:
         raise RecipeError(
@@ -115,7 +115,7 @@ def describe_hardware(use_cpu: bool = False) -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
-    if torch.cuda.is_available() and not use_cpu:
+    if has_gpu(use_cpu):
         properties = torch.cuda.get_device_properties(0)
         found |= {
             "device": torch.cuda.get_device_name(),
@@ -130,7 +130,7 @@ def peak_memory_bytes(use_cpu: bool = False) -> int:
     """Largest memory used so far: of the GPU if one is used, else of the process."""
     import torch
 
-    if torch.cuda.is_available() and not use_cpu:
+    if has_gpu(use_cpu):
         return int(torch.cuda.max_memory_allocated())
     import resource
     import sys
