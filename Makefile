@@ -63,7 +63,7 @@ bench: $(INSTALLED) ## training speed and memory beside plain TRL, on the embedd
 	$(BIN)/python tests/benchmarks/training_speed.py $(ARGS)
 
 recipes/README.md: alpacare_sft/recipe/*.py | $(INSTALLED) ## the reference of our keys, from the dataclasses
-	$(BIN)/python -m alpacare_sft.recipe.schema reference > $@
+	$(BIN)/python -m alpacare_sft.recipe.reference reference > $@
 
 recipes/schema.json: alpacare_sft/recipe/*.py constraints.txt | $(INSTALLED) ## what editors check recipes by
 	$(BIN)/python -m alpacare_sft schema --output $@

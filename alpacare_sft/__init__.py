@@ -20,18 +20,18 @@ _HOMES = {
     "AlpacareError": "errors",
     "DataError": "errors",
     "ModelError": "errors",
-    "Recipe": "recipe",
+    "Recipe": "recipe.loading",
     "RecipeError": "errors",
     "RunError": "errors",
     "StoppedError": "errors",
-    "ask": "asking",
-    "evaluate": "evaluation",
-    "load_recipe": "recipe",
-    "load_tokenizer": "model",
-    "prepare_data": "data",
+    "ask": "evaluation.ask",
+    "evaluate": "evaluation.evaluate",
+    "load_recipe": "recipe.loading",
+    "load_tokenizer": "model.base",
+    "prepare_data": "data.prepare",
     "push": "hub.push",
-    "review_answers": "review",
-    "train": "training",
+    "review_answers": "review.summary",
+    "train": "training.train",
 }
 __all__ = [
     "AlpacareError",
@@ -53,15 +53,15 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from alpacare_sft.asking import ask
-    from alpacare_sft.data import prepare_data
+    from alpacare_sft.data.prepare import prepare_data
     from alpacare_sft.errors import AlpacareError, DataError, ModelError, RecipeError, RunError, StoppedError
-    from alpacare_sft.evaluation import evaluate
+    from alpacare_sft.evaluation.ask import ask
+    from alpacare_sft.evaluation.evaluate import evaluate
     from alpacare_sft.hub.push import push
-    from alpacare_sft.model import load_tokenizer
-    from alpacare_sft.recipe import Recipe, load_recipe
-    from alpacare_sft.review import review_answers
-    from alpacare_sft.training import train
+    from alpacare_sft.model.base import load_tokenizer
+    from alpacare_sft.recipe.loading import Recipe, load_recipe
+    from alpacare_sft.review.summary import review_answers
+    from alpacare_sft.training.train import train
 
 
 def __getattr__(name: str) -> Any:

@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Load the recipe and call what the verb names."""
-    from alpacare_sft.recipe import load_recipe
+    from alpacare_sft.recipe.loading import load_recipe
 
     if options.verb == "schema":
         return print_schema(options.output, overrides)
@@ -141,22 +141,22 @@ def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
         preflight(recipe)
     if options.verb == "data":
-        from alpacare_sft.viewing import show_data
+        from alpacare_sft.reporting.terminal import show_data
 
         show_data(recipe, options.show)
     elif options.verb == "eval":
-        from alpacare_sft.evaluation import evaluate
+        from alpacare_sft.evaluation.evaluate import evaluate
         from alpacare_sft.evaluation.scoreboard import show_evaluation
 
         with stopped_by_signals():
             found = evaluate(recipe, limit=options.limit, rows=options.rows, adapter=options.adapter)
         show_evaluation(found)
     elif options.verb == "review":
-        from alpacare_sft.review import review_answers
+        from alpacare_sft.review.summary import review_answers
 
         review_answers(recipe, options.files)
     elif options.verb == "ask":
-        from alpacare_sft.asking import ask
+        from alpacare_sft.evaluation.ask import ask
 
         ask(recipe, options.question, options.input)
     elif options.verb == "push":
@@ -164,7 +164,7 @@ def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
         push(recipe, dry_run=options.dry_run)
     else:
-        from alpacare_sft.training import train
+        from alpacare_sft.training.train import train
 
         train(recipe, overwrite=options.overwrite)
     if publishes:
@@ -188,8 +188,8 @@ def stopped_by_signals() -> Iterator[None]:
 
 def print_schema(output: Path | None, overrides: Sequence[str]) -> int:
     """Write the JSON Schema of a recipe to a file, or show it."""
-    from alpacare_sft.recipe.schema import recipe_schema_text
-    from alpacare_sft.run import write_text
+    from alpacare_sft.recipe.reference import recipe_schema_text
+    from alpacare_sft.run.directory import write_text
 
     if overrides:
         raise RecipeError(f"schema takes no overrides, got {' '.join(overrides)}.")

@@ -19,7 +19,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tiny sums gain nothing from threads that spin
 
 from alpacare_sft.data.files import EMBEDDED_FILES
-from alpacare_sft.recipe import Recipe, load_recipe
+from alpacare_sft.recipe.loading import Recipe, load_recipe
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|start|>{{ message['role'] }}\n\n{{ message['content'] | trim }}"
@@ -87,7 +87,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer(tiny_model: Path) -> Any:
-    from alpacare_sft.model import load_tokenizer
+    from alpacare_sft.model.base import load_tokenizer
     from alpacare_sft.recipe.sections import ModelSection
 
     return load_tokenizer(ModelSection(model_name_or_path=str(tiny_model)))

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from alpacare_sft.cpu_layout import fast_cpu_layout
+from alpacare_sft.model.cpu_layout import fast_cpu_layout
 
 IDS = torch.arange(2, 26).reshape(3, 8)  # (B, T)
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from alpacare_sft.errors import RecipeError
-from alpacare_sft.hardware import Precision
-from alpacare_sft.run import RunDirectory
+from alpacare_sft.run.directory import RunDirectory
+from alpacare_sft.runtime import Precision
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ def losses(run: Path) -> list[float]:
 def test_two_processes_take_the_steps_of_one(document: dict[str, Any], tmp_path: Path, launcher: str) -> None:
     """At the same rows a step the losses agree to 1e-4: sums are split otherwise, nothing else differs."""
     from alpacare_sft.recipe.loading import recipe_from_document
-    from alpacare_sft.training import train
+    from alpacare_sft.training.train import train
 
     document["lora"]["lora_dropout"] = 0.0  # each process draws its own
     document["train"] |= {"logging_steps": 1, "num_train_epochs": 1}
@@ -71,7 +71,7 @@ def test_other_ways_to_split_the_model_are_refused(
     document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     from alpacare_sft.recipe.loading import recipe_from_document
-    from alpacare_sft.training import train
+    from alpacare_sft.training.train import train
 
     monkeypatch.setenv(variable, "true")
     with pytest.raises(RecipeError, match=r"the launcher asks for .* not supported: each process must hold the whole"):
@@ -82,8 +82,8 @@ def test_other_ways_to_split_the_model_are_refused(
 def test_the_precision_is_that_of_the_recipe_and_not_of_the_launcher(
     document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alpacare_sft.building import build_sft_config
     from alpacare_sft.recipe.loading import recipe_from_document
+    from alpacare_sft.training.config import build_sft_config
 
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     recipe = recipe_from_document(document)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from alpacare_sft.data import prepare_data
 from alpacare_sft.data.files import EMBEDDED_FILES
-from alpacare_sft.recipe import Recipe
+from alpacare_sft.data.prepare import prepare_data
+from alpacare_sft.recipe.loading import Recipe
 
 
 @pytest.fixture(scope="module")

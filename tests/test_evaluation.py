@@ -14,23 +14,23 @@ from typing import Any
 import pytest
 import torch
 
-from alpacare_sft.adapter import answer_logits, merge_adapter
-from alpacare_sft.asking import ask
 from alpacare_sft.cli import stopped_by_signals
 from alpacare_sft.errors import DataError, ModelError, RecipeError, RunError, StoppedError
-from alpacare_sft.evaluation import evaluate
 from alpacare_sft.evaluation.answering import reference_loss
+from alpacare_sft.evaluation.ask import ask
 from alpacare_sft.evaluation.compared_models import LOST_AT_MOST as LOST_LIMIT
 from alpacare_sft.evaluation.compared_models import ComparedModels
+from alpacare_sft.evaluation.evaluate import evaluate
+from alpacare_sft.evaluation.generation import CUT, configure_generation, generate_answers, read_answer
 from alpacare_sft.evaluation.held_out import encode_rows, read_test_split
-from alpacare_sft.generation import CUT, configure_generation, generate_answers, read_answer
 from alpacare_sft.hub.evidence import read_evidence
-from alpacare_sft.model import load_base_model
-from alpacare_sft.prompt import PromptEncoder
-from alpacare_sft.recipe import Recipe, load_recipe
+from alpacare_sft.model.adapter import answer_logits, merge_adapter
+from alpacare_sft.model.base import load_base_model
+from alpacare_sft.model.prompt import PromptEncoder
+from alpacare_sft.recipe.loading import Recipe, load_recipe
 from alpacare_sft.recipe.sections import GenerateSection
-from alpacare_sft.run import RunDirectory
-from alpacare_sft.training import train
+from alpacare_sft.run.directory import RunDirectory
+from alpacare_sft.training.train import train
 
 pytestmark = pytest.mark.slow
 

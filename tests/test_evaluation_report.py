@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from alpacare_sft import evaluation_report
-from alpacare_sft.evaluation_report import compare_words, save_evaluation_report
+from alpacare_sft.reporting import evaluation_page
+from alpacare_sft.reporting.evaluation_page import compare_words, save_evaluation_report
 from tests.made_up_scores import HOSTILE, NOTICE, made_up_predictions, made_up_scores
 
 Rows = list[dict[str, Any]]
@@ -232,7 +232,7 @@ def test_what_repeats_it_is_told(tmp_path: Path) -> None:
 
 def test_the_command_needs_no_quoting_by_hand() -> None:
     scores = {"evaluate": {"metrics": ["loss", "rouge"], "judge": {"endpoint": "http://localhost"}}}
-    assert evaluation_report._command(scores).endswith("""--evaluate.metrics '["loss", "rouge"]'""")
+    assert evaluation_page._command(scores).endswith("""--evaluate.metrics '["loss", "rouge"]'""")
 
 
 def test_the_same_numbers_give_the_same_bytes(tmp_path: Path) -> None:

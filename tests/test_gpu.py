@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from alpacare_sft.data import prepare_data
-from alpacare_sft.hardware import resolve_precision
-from alpacare_sft.recipe import Recipe
-from alpacare_sft.trainer import AnswerSFTTrainer
-from alpacare_sft.training import train
+from alpacare_sft.data.prepare import prepare_data
+from alpacare_sft.recipe.loading import Recipe
+from alpacare_sft.runtime import resolve_precision
+from alpacare_sft.training.train import train
+from alpacare_sft.training.trainer import AnswerSFTTrainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card is here")]
 Make = Callable[..., Recipe]
@@ -42,9 +42,9 @@ def test_fp16_trains_with_float32_adapters_and_a_scaler(on_card: dict[str, Any],
 
 
 def test_upstream_scores_answer_positions_by_itself(on_card: dict[str, Any], make_recipe: Make, tokenizer: Any) -> None:
-    from alpacare_sft.building import build_trainer
-    from alpacare_sft.model import load_base_model
-    from alpacare_sft.run import RunDirectory
+    from alpacare_sft.model.base import load_base_model
+    from alpacare_sft.run.directory import RunDirectory
+    from alpacare_sft.training.config import build_trainer
 
     recipe = make_recipe()
     precision = resolve_precision(recipe.train)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alpacare_sft.errors import RecipeError
-from alpacare_sft.hardware import check_devices, resolve_precision, set_threads
+from alpacare_sft.runtime import check_devices, resolve_precision, set_threads
 
 
 @pytest.fixture

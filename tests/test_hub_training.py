@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 from peft import LoraConfig
 
-from alpacare_sft.building import build_sft_config
-from alpacare_sft.hardware import Precision
-from alpacare_sft.model import load_tokenizer
-from alpacare_sft.prompt import PromptEncoder, check_encoder
-from alpacare_sft.recipe import load_recipe
+from alpacare_sft.model.base import load_tokenizer
+from alpacare_sft.model.prompt import PromptEncoder, check_encoder
+from alpacare_sft.recipe.loading import load_recipe
+from alpacare_sft.recipe.resolved import given_values
 from alpacare_sft.recipe.sections import ModelSection, PromptSection
-from alpacare_sft.recipe.writing import given_values
-from alpacare_sft.run import RunDirectory
+from alpacare_sft.run.directory import RunDirectory
+from alpacare_sft.runtime import Precision
+from alpacare_sft.training.config import build_sft_config
 from tests.hub_server import Hub, Repository, serve
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from alpacare_sft.intervals import (
+from alpacare_sft.evaluation.intervals import (
     SCOPE,
     _changed_share,
     exact_share,

@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 
 from alpacare_sft.errors import RecipeError, RunError
-from alpacare_sft.recipe import Recipe
+from alpacare_sft.recipe.loading import Recipe
+from alpacare_sft.recipe.resolved import recipe_sha256
 from alpacare_sft.recipe.sections import JudgeSection
-from alpacare_sft.recipe.writing import recipe_sha256
-from alpacare_sft.review import check_judge, endpoint, judge_answers, show_judge
+from alpacare_sft.review import endpoint
+from alpacare_sft.review.endpoint import check_judge
+from alpacare_sft.review.judge import judge_answers
+from alpacare_sft.review.showing import show_judge
 
 KEY = "secret-of-this-test"
 USAGE = {"prompt_tokens": 100, "completion_tokens": 7}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from alpacare_sft.hub.licenses import adapter_license, base_license, data_license, license_faults
 from alpacare_sft.recipe.sections import HubSection
+from alpacare_sft.reporting.licenses import adapter_license, base_license, data_license, license_faults
 
 LLAMA = "meta-llama/Llama-3.2-1B-Instruct"
 TINY = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"

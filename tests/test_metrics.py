@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from alpacare_sft.metrics import (
+from alpacare_sft.evaluation.metrics import (
     ROUGE_TYPES,
     Rouge,
     choice_scores,

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from alpacare_sft.building import build_trainer
-from alpacare_sft.data import prepare_data
+from alpacare_sft.data.prepare import prepare_data
 from alpacare_sft.errors import ModelError
-from alpacare_sft.hardware import Precision
-from alpacare_sft.model import load_base_model, load_tokenizer, set_pad_token
-from alpacare_sft.recipe import Recipe
+from alpacare_sft.model.base import load_base_model, load_tokenizer, set_pad_token
+from alpacare_sft.recipe.loading import Recipe
 from alpacare_sft.recipe.sections import ModelSection
-from alpacare_sft.run import RunDirectory
+from alpacare_sft.run.directory import RunDirectory
+from alpacare_sft.runtime import Precision
+from alpacare_sft.training.config import build_trainer
 
 Make = Callable[..., Recipe]
 

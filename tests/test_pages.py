@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from alpacare_sft.evaluation_report import save_evaluation_report
-from alpacare_sft.report import save_data_report, save_training_report
+from alpacare_sft.reporting.evaluation_page import save_evaluation_report
+from alpacare_sft.reporting.pages import save_data_report, save_training_report
 from alpacare_sft.review.sheets import save_review_sheets
 from tests.made_up_scores import HOSTILE, NOTICE, made_up_predictions, made_up_scores
 

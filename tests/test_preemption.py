@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 ATTEMPT = """
 import functools, importlib, os, random, signal, sys, time
 import datasets, peft, transformers, trl
-import alpacare_sft.trainer, alpacare_sft.training, alpacare_sft.callbacks
+import alpacare_sft.training.trainer, alpacare_sft.training.train, alpacare_sft.training.callbacks
 from alpacare_sft import load_recipe, train
 
 def attempt(recipe, output_dir, kill_after=None, before=lambda: None):
@@ -87,16 +87,16 @@ print("last status", attempt(recipe, killed)[0], flush=True)
 """
 # In the order in which one run meets them; each attempt goes on where the one before was killed.
 MOMENTS = {
-    "data, while rows are tokenized": "alpacare_sft.prompt:PromptEncoder.encode_row@40",
+    "data, while rows are tokenized": "alpacare_sft.model.prompt:PromptEncoder.encode_row@40",
     "data, while its directory is written": "alpacare_sft.data.saving:write_json@1",
-    "a step, between its two micro-batches": "alpacare_sft.trainer:AnswerSFTTrainer.compute_loss@4",
+    "a step, between its two micro-batches": "alpacare_sft.training.trainer:AnswerSFTTrainer.compute_loss@4",
     "a step, before the weights change": "torch.optim:AdamW.step@2",
     "a checkpoint, while the optimizer is written": "torch:save@2",
     "a checkpoint, before its last file": "transformers:TrainerState.save_to_json@1",
     "a checkpoint, before older ones go": "transformers.trainer:rotate_checkpoints@1",
     "the step after a resume": "torch.optim:AdamW.step@1",
     "the final save, before the adapter is in its place": "peft:get_peft_model_state_dict@1",
-    "the final save, before the record says done": "alpacare_sft.training:save_training_report@1",
+    "the final save, before the record says done": "alpacare_sft.training.train:save_training_report@1",
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from alpacare_sft.data.report import encoded_segments
 from alpacare_sft.errors import ModelError
-from alpacare_sft.prompt import PromptEncoder, check_encoder, format_sections
+from alpacare_sft.model.prompt import PromptEncoder, check_encoder, format_sections
 from alpacare_sft.recipe.sections import PromptSection
 
 BOS, EOS = 0, 1
@@ -213,7 +213,7 @@ def test_llama_writes_the_date_of_the_recipe_and_not_today(llama: Any) -> None:
 
 
 def test_llama_pads_with_the_token_that_it_has_for_that(llama: Any) -> None:
-    from alpacare_sft.model import set_pad_token
+    from alpacare_sft.model.base import set_pad_token
 
     other = copy.deepcopy(llama)
     set_pad_token(other)

@@ -18,14 +18,14 @@ import pytest
 import yaml
 
 from alpacare_sft import load_recipe, push, train
-from alpacare_sft.adapter import adapter_sha256
 from alpacare_sft.cli import main
 from alpacare_sft.errors import RecipeError, RunError
 from alpacare_sft.hub.evidence import pinned_recipe
 from alpacare_sft.hub.files import _recipe_text
 from alpacare_sft.hub.preflight import find_license
-from alpacare_sft.recipe.writing import read_resolved, recipe_sha256, recipe_yaml
-from alpacare_sft.run import RunDirectory, file_sha256
+from alpacare_sft.model.adapter import adapter_sha256
+from alpacare_sft.recipe.resolved import read_resolved, recipe_sha256, recipe_yaml
+from alpacare_sft.run.directory import RunDirectory, file_sha256
 from tests.conftest import tiny_document
 from tests.hub_server import Repository, serve
 from tests.hub_writing import Account, WritableHub, WritingHandler
@@ -188,7 +188,7 @@ def test_nothing_in_a_pushed_file_tells_of_this_machine_or_holds_a_row(
 def test_the_published_recipe_loads_and_trains_the_same(
     hub: WritableHub, words: list[str], make: Any, tmp_path: Path, trained: Path
 ) -> None:
-    from alpacare_sft.recipe.writing import recipe_differences
+    from alpacare_sft.recipe.resolved import recipe_differences
 
     push(make())
     (tmp_path / "recipe.yaml").write_bytes(hub.of(name_of(words)).read("recipe.yaml"))
@@ -502,7 +502,7 @@ def test_a_full_disk_after_the_commit_is_told_and_leaves_the_record_whole(
         if Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.startswith((".run.json", ".README.md")):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("alpacare_sft.run.os.fsync", full)
+    monkeypatch.setattr("alpacare_sft.run.directory.os.fsync", full)
     assert push(recipe).commit == hub.of(name_of(words)).commit
     assert "the push is complete, but" in (told := capsys.readouterr().out) and "No space left" in told
     assert {name: (run / name).read_bytes() for name in before} == before

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from alpacare_sft.data import prepare_data
+from alpacare_sft.data.prepare import prepare_data
 from alpacare_sft.errors import DataError
-from alpacare_sft.recipe import Recipe
+from alpacare_sft.recipe.loading import Recipe
 
 Make = Callable[..., Recipe]
 SIZES = ("--data.splits.train", "200", "--data.splits.validation", "50", "--data.splits.test", "100")
@@ -30,7 +30,7 @@ def test_letters_need_an_instruction_and_get_it_from_a_constant(
 def test_two_answers_to_one_question_never_stand_in_two_splits(
     make_recipe: Make, tokenizer: Any, real_records: Path
 ) -> None:
-    words = ("--data.path", f"{real_records}/clinician216_*.jsonl", *SIZES, "--train.max_length", "1024")
+    words = ("--data.path", f"{real_records}/clinician216_gpt*.jsonl", *SIZES, "--train.max_length", "1024")
     data = prepare_data(make_recipe(*words), tokenizer)
     asked = [{row["instruction"] for row in part} for part in data.splits.values()]
     assert not asked[0] & asked[1] and not asked[0] & asked[2] and not asked[1] & asked[2]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from alpacare_sft.recipe import Recipe, load_recipe
 from alpacare_sft.recipe.document import dump_yaml, parse_yaml, read_document
-from alpacare_sft.recipe.schema import recipe_reference, recipe_schema, recipe_schema_text
-from alpacare_sft.recipe.writing import read_resolved, recipe_differences, recipe_document, recipe_sha256, recipe_yaml
+from alpacare_sft.recipe.loading import Recipe, load_recipe
+from alpacare_sft.recipe.reference import recipe_reference, recipe_schema, recipe_schema_text
+from alpacare_sft.recipe.resolved import read_resolved, recipe_differences, recipe_document, recipe_sha256, recipe_yaml
 
 Make = Callable[..., Recipe]
 ROOT = Path(__file__).parent.parent

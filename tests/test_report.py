@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from alpacare_sft.report import save_data_report, save_training_report
+from alpacare_sft.reporting.pages import save_data_report, save_training_report
 
 HOSTILE = "</script><script>alert(1)</script><img src=https://example.com/x onerror=alert(2)>"
 DIGEST = "d407aa9dd9f839c1e1e4b8958c2837c9b9169a9f3fe7a2bbce35fad4f8da8a96"
@@ -182,5 +182,8 @@ def test_the_same_numbers_give_the_same_bytes(tmp_path: Path, report: dict[str, 
 
 
 def test_import_leaves_pictures_and_templates_alone() -> None:
-    code = "import sys, alpacare_sft.report; sys.exit(any(name in sys.modules for name in ('matplotlib', 'jinja2')))"
+    code = (
+        "import sys, alpacare_sft.reporting.pages; "
+        "sys.exit(any(name in sys.modules for name in ('matplotlib', 'jinja2')))"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -15,11 +15,12 @@ import pytest
 
 from alpacare_sft.cli import main
 from alpacare_sft.errors import DataError, RunError
-from alpacare_sft.recipe import Recipe
-from alpacare_sft.review import review_answers, save_review_sheets, show_reviews, summarize_reviews
+from alpacare_sft.recipe.loading import Recipe
 from alpacare_sft.review.agreement import krippendorff_alpha
-from alpacare_sft.review.sheets import format_csv, safe_cell, whole_cell
-from alpacare_sft.run import write_text
+from alpacare_sft.review.sheets import format_csv, safe_cell, save_review_sheets, whole_cell
+from alpacare_sft.review.showing import show_reviews
+from alpacare_sft.review.summary import review_answers, summarize_reviews
+from alpacare_sft.run.directory import write_text
 
 NOTICE = "Not medical advice."
 HOSTILE = ["=HYPERLINK(0)", "+1", "-1 and\nmore", "@SUM(1)", "\ttab", "  =1", "'=1", "'quoted'", 'say "no"; a,b', "＝1"]

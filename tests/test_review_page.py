@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from alpacare_sft.review import save_review_sheets, summarize_reviews
 from alpacare_sft.review.reading import read_sheet
-from alpacare_sft.review.sheets import safe_cell
+from alpacare_sft.review.sheets import safe_cell, save_review_sheets
+from alpacare_sft.review.summary import summarize_reviews
 from tests import test_pages
 from tests.test_review import NASTY
 

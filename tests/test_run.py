@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from alpacare_sft import run
 from alpacare_sft.errors import RunError
-from alpacare_sft.run import RunDirectory, check_free_disk, new_directory, write_json, write_text
+from alpacare_sft.run import directory
+from alpacare_sft.run.directory import RunDirectory, check_free_disk, new_directory, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -121,7 +121,7 @@ def test_clear_leaves_the_sheets_that_people_may_have_filled(tmp_path: Path) -> 
 
 HOLD = """
 import sys, pathlib
-from alpacare_sft.run import RunDirectory
+from alpacare_sft.run.directory import RunDirectory
 with RunDirectory(pathlib.Path(sys.argv[1])).lock():
     print("held", flush=True)
     sys.stdin.read()
@@ -157,7 +157,7 @@ def test_a_directory_that_cannot_be_made_is_told_by_its_key(tmp_path: Path) -> N
 
 def test_a_full_disk_is_told_before_anything_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")(10 * 2**30, 9 * 2**30, 2**30)
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(directory.shutil, "disk_usage", lambda _: usage)
     check_free_disk(tmp_path, 2**30)
     told = (
         r"output_dir: .* needs 1\.50 GiB, 1\.00 GiB are free\. Lower train\.save_total_limit, or choose another disk\."

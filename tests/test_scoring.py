@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from alpacare_sft.evaluation.answering import AnswerSheet, Questions
+from alpacare_sft.evaluation.generation import Answer
 from alpacare_sft.evaluation.scoreboard import _score_table
 from alpacare_sft.evaluation.scoring import MEANINGS, score_rows, summarize, summarize_scores, verdict_sentence
-from alpacare_sft.generation import Answer
 from alpacare_sft.recipe.sections import EvaluateSection
 
 ROWS = [

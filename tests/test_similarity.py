@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from alpacare_sft import similarity
 from alpacare_sft.errors import ModelError, RecipeError
-from alpacare_sft.similarity import similarities
+from alpacare_sft.evaluation import similarity
+from alpacare_sft.evaluation.similarity import similarities
 
 REFERENCE = "The radius is a bone of the forearm, on the side of the thumb."
 

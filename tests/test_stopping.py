@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from alpacare_sft.checkpoints import newest_whole_checkpoint
+from alpacare_sft.training.checkpoints import newest_whole_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from trl import SFTTrainer
 
-from alpacare_sft.building import build_trainer
-from alpacare_sft.data import prepare_data
+from alpacare_sft.data.prepare import prepare_data
 from alpacare_sft.errors import RunError
-from alpacare_sft.hardware import Precision
-from alpacare_sft.model import load_base_model
-from alpacare_sft.recipe import Recipe
-from alpacare_sft.run import RunDirectory
-from alpacare_sft.trainer import AnswerSFTTrainer, answer_logits, answer_mask
+from alpacare_sft.model.base import load_base_model
+from alpacare_sft.recipe.loading import Recipe
+from alpacare_sft.run.directory import RunDirectory
+from alpacare_sft.runtime import Precision
+from alpacare_sft.training.config import build_trainer
+from alpacare_sft.training.trainer import AnswerSFTTrainer, answer_logits, answer_mask
 
 Make = Callable[..., Recipe]
 FP32 = Precision(fp16=False, bf16=False)
@@ -80,7 +80,7 @@ def test_upstream_scores_where_its_kernel_is_compact(
     trainer: AnswerSFTTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert trainer._scores_every_position()
-    monkeypatch.setattr("alpacare_sft.trainer.upstream_is_compact", lambda device: True)
+    monkeypatch.setattr("alpacare_sft.training.trainer.upstream_is_compact", lambda device: True)
     assert not trainer._scores_every_position()
 
 

@@ -12,15 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alpacare_sft import training
-from alpacare_sft.callbacks import Account
-from alpacare_sft.checkpoints import checkpoint_fault
 from alpacare_sft.errors import DataError, RecipeError, RunError
-from alpacare_sft.recipe import Recipe
-from alpacare_sft.recipe.loading import recipe_from_document
-from alpacare_sft.recipe.writing import read_resolved
-from alpacare_sft.run import RunDirectory
-from alpacare_sft.training import train
+from alpacare_sft.recipe.loading import Recipe, recipe_from_document
+from alpacare_sft.recipe.resolved import read_resolved
+from alpacare_sft.run.directory import RunDirectory
+from alpacare_sft.training.callbacks import Account
+from alpacare_sft.training.checkpoints import checkpoint_fault
+from alpacare_sft.training.train import train
 from tests.conftest import tiny_document
 
 pytestmark = pytest.mark.slow
@@ -199,7 +197,7 @@ def test_a_run_whose_training_had_ended_takes_no_step_more(
 ) -> None:
     recipe = make_recipe("--early_stopping.patience", patience, "--early_stopping.threshold", "100")
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_adapter", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+        patch.setattr("alpacare_sft.training.train.save_adapter", lambda *_: (_ for _ in ()).throw(OSError("disk")))
         with pytest.raises(OSError, match="disk"):
             train(recipe)
     last = max(int(path.name.split("-")[1]) for path in (recipe.output_dir / "checkpoints").glob("checkpoint-*"))
@@ -249,7 +247,7 @@ def test_a_run_that_failed_before_its_first_checkpoint_may_be_corrected(make_rec
 
 
 def test_a_full_card_is_told_with_the_keys_to_change(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from alpacare_sft.trainer import AnswerSFTTrainer
+    from alpacare_sft.training.trainer import AnswerSFTTrainer
 
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -320,7 +318,7 @@ def test_what_upstream_refuses_is_told_before_anything_is_written(make_recipe: M
 
 
 def test_showing_other_rows_in_a_finished_run_is_refused(make_recipe: Make, crashed: Path) -> None:
-    from alpacare_sft.viewing import show_data
+    from alpacare_sft.reporting.terminal import show_data
 
     recipe = make_recipe("--prompt.system", "You are kind.")
     shutil.copytree(crashed, recipe.output_dir)

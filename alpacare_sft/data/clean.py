@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.data.load import COLUMNS
-from alpacare_sft.recipe.sections import CleanSection
+from alpacare_sft.recipe.sections import TEXT_COLUMNS, CleanSection
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -145,12 +144,12 @@ def _drop_where(drop: Callable[..., bool], **options: Any) -> Step:
 def _drop_duplicates(rows: Dataset, num_proc: int | None) -> tuple[Dataset, int]:
     """Keep the first of each (instruction, input, output); needs all rows at once, so one process."""
     first: dict[tuple[str, str, str], int] = {}
-    for index, key in enumerate(zip(*(rows[column] for column in COLUMNS), strict=True)):
+    for index, key in enumerate(zip(*(rows[column] for column in TEXT_COLUMNS), strict=True)):
         first.setdefault(tuple(text or "" for text in key), index)  # type: ignore[arg-type]
     return (rows if len(first) == len(rows) else rows.select(list(first.values()))), 0
 
 
-def _change(change: Callable[..., str], columns: tuple[str, ...] = COLUMNS, **options: Any) -> Step:
+def _change(change: Callable[..., str], columns: tuple[str, ...] = TEXT_COLUMNS, **options: Any) -> Step:
     def step(rows: Dataset, num_proc: int | None) -> tuple[Dataset, int]:
         if len(rows) == 0:  # `map` would not add the column
             return rows, 0

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.files import first_line, load_file, local_files
 from alpacare_sft.errors import DataError
-from alpacare_sft.model import request_fault
-from alpacare_sft.recipe.sections import DataSection
+from alpacare_sft.model.base import request_fault
+from alpacare_sft.recipe.sections import TEXT_COLUMNS, DataSection
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-COLUMNS = ("instruction", "input", "output")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -127,7 +126,7 @@ def _text_columns(source: str, rows: Dataset, data: DataSection) -> Dataset:
 
     if len(rows) == 0:
         raise DataError(f"data.path: {source} must hold at least one row, got none.")
-    for ours in COLUMNS:
+    for ours in TEXT_COLUMNS:
         theirs = data.columns.get(ours, ours)
         if theirs in rows.column_names:
             continue
@@ -140,21 +139,21 @@ def _text_columns(source: str, rows: Dataset, data: DataSection) -> Dataset:
             raise DataError(
                 f"data.columns.{ours} must name a column of {source}, there is no {theirs!r} in: {found}. {remedy}."
             )
-    present = [(data.columns.get(ours, ours), ours) for ours in COLUMNS]
+    present = [(data.columns.get(ours, ours), ours) for ours in TEXT_COLUMNS]
     present = [(theirs, ours) for theirs, ours in present if theirs in rows.column_names]
     chosen = dict(present)
     if len(chosen) < len(present):
-        raise DataError(f"data.columns must name a column of its own for each of {', '.join(COLUMNS)}.")
+        raise DataError(f"data.columns must name a column of its own for each of {', '.join(TEXT_COLUMNS)}.")
     rows = rows.select_columns(list(chosen))
     rows = rows.rename_columns({theirs: ours for theirs, ours in chosen.items() if theirs != ours})
     for column in rows.column_names:
         _check_text(source, rows, column)
-    for column in COLUMNS:
+    for column in TEXT_COLUMNS:
         if column not in rows.column_names:
             rows = rows.add_column(column, [None] * len(rows))
         if rows.features[column] != Value("string"):
             rows = rows.cast_column(column, Value("string"))
-    return rows.select_columns(list(COLUMNS))
+    return rows.select_columns(list(TEXT_COLUMNS))
 
 
 def _check_text(source: str, rows: Dataset, column: str) -> None:

@@ -13,23 +13,23 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.clean import clean_rows
-from alpacare_sft.data.leaks import find_near_duplicates
 from alpacare_sft.data.load import load_rows, show_progress
+from alpacare_sft.data.near_duplicates import find_near_duplicates
 from alpacare_sft.data.split import SPLITS, split_rows
 from alpacare_sft.errors import DataError
-from alpacare_sft.prompt import PromptEncoder, check_encoder
+from alpacare_sft.model.prompt import PromptEncoder, check_encoder
+from alpacare_sft.recipe.sections import ROW_COLUMNS
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from alpacare_sft.recipe import Recipe
+    from alpacare_sft.recipe.loading import Recipe
 
 # An answer whose last character closes nothing was often cut where it was made; its end token is learnt all the same.
 _ENDS_OPEN = re.compile(r"[\w,;–—-]$")
 MANY_ROWS = 5_000
 MAX_PROCESSES = 8
-TEXT_COLUMNS = ("id", "instruction", "input", "output")
 
 
 @dataclass(frozen=True)
@@ -183,9 +183,9 @@ def _count_shared_questions(splits: Mapping[str, Dataset]) -> int:
 
 def jsonl(rows: Dataset) -> str:
     """The text columns of a split, one JSON object a line, in the order of the split."""
-    columns = [rows[column] for column in TEXT_COLUMNS]
+    names = [name for name in ROW_COLUMNS if name in rows.column_names]
     lines = (
-        json.dumps(dict(zip(TEXT_COLUMNS, values, strict=True)), ensure_ascii=False)
-        for values in zip(*columns, strict=True)
+        json.dumps({key: text for key, text in zip(names, values, strict=True) if text is not None}, ensure_ascii=False)
+        for values in zip(*(rows[name] for name in names), strict=True)
     )
     return "".join(line + "\n" for line in lines)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft.data.prepare import PreparedData, jsonl
 from alpacare_sft.data.report import describe_rows
 from alpacare_sft.errors import RunError
-from alpacare_sft.recipe.writing import read_resolved, recipe_differences
-from alpacare_sft.report import save_data_report
-from alpacare_sft.run import RunDirectory, new_directory, write_json, write_text
+from alpacare_sft.recipe.resolved import read_resolved, recipe_differences
+from alpacare_sft.reporting.pages import save_data_report
+from alpacare_sft.run.directory import RunDirectory, new_directory, write_json, write_text
 
 if TYPE_CHECKING:
-    from alpacare_sft.recipe import Recipe
+    from alpacare_sft.recipe.loading import Recipe
 
 DATA_KEYS = ("data.", "prompt.", "model.", "train.max_length")
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 import torch
 
 from alpacare_sft.errors import RunError
-from alpacare_sft.generation import Answer, generate_answers
-from alpacare_sft.recording import say
-from alpacare_sft.run import write_text
+from alpacare_sft.evaluation.generation import Answer, generate_answers
+from alpacare_sft.run.directory import write_text
+from alpacare_sft.runtime import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from alpacare_sft.recipe import Recipe
+    from alpacare_sft.recipe.loading import Recipe
 
 Encoded = Mapping[str, Any]
 

@@ -7,8 +7,8 @@ import gc
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft import hardware
-from alpacare_sft.adapter import (
+from alpacare_sft import runtime
+from alpacare_sft.model.adapter import (
     adapter_sha256,
     answer_logits,
     attach_adapter,
@@ -16,13 +16,13 @@ from alpacare_sft.adapter import (
     merge_adapter,
     refuse_other_base,
 )
-from alpacare_sft.model import context_tokens, load_base_model, load_tokenizer
+from alpacare_sft.model.base import context_tokens, load_base_model, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from alpacare_sft.recipe import Recipe
-    from alpacare_sft.run import RunDirectory
+    from alpacare_sft.recipe.loading import Recipe
+    from alpacare_sft.run.directory import RunDirectory
 
 # Where merging loses more of what the adapter does, it stays beside the weights, slower and exact.
 LOST_AT_MOST = 0.1
@@ -51,7 +51,7 @@ class ComparedModels:
         self._asked = adapter
         self._use_cpu = recipe.train["use_cpu"]
         # The hardware's own, whatever the training used: an adapter made on a GPU can be scored without one.
-        self._dtype = hardware.resolve_precision({"fp16": False, "bf16": None, "use_cpu": self._use_cpu}).dtype
+        self._dtype = runtime.resolve_precision({"fp16": False, "bf16": None, "use_cpu": self._use_cpu}).dtype
         self._folder = find_adapter(adapter) if adapter else run.adapter
         if adapter:
             refuse_other_base(adapter, self._folder, self._identity["name"])
@@ -62,7 +62,7 @@ class ComparedModels:
         if self._model is None:
             model = load_base_model(self._section, self._dtype)
             if not self._section.quantization:
-                model = model.to("cuda" if hardware.has_gpu(self._use_cpu) else "cpu")
+                model = model.to("cuda" if runtime.has_gpu(self._use_cpu) else "cpu")
             self._model = model.eval()
         return self._model
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.clean import clean_rows
 from alpacare_sft.data.files import EMBEDDED_FILES
-from alpacare_sft.data.leaks import find_near_duplicates
 from alpacare_sft.data.load import load_rows
+from alpacare_sft.data.near_duplicates import find_near_duplicates
 from alpacare_sft.errors import DataError, RunError
-from alpacare_sft.prompt import PromptEncoder
-from alpacare_sft.run import file_sha256
+from alpacare_sft.model.prompt import PromptEncoder
+from alpacare_sft.run.directory import file_sha256
 
 if TYPE_CHECKING:
-    from alpacare_sft.recipe import Recipe
-    from alpacare_sft.run import RunDirectory
+    from alpacare_sft.recipe.loading import Recipe
+    from alpacare_sft.run.directory import RunDirectory
 
 GENERAL_ROWS = EMBEDDED_FILES["embedded"].with_name("general.jsonl")
 

@@ -6,18 +6,18 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft import hardware
+from alpacare_sft import runtime
 from alpacare_sft.evaluation.answering import AnswerSheet, Questions
+from alpacare_sft.evaluation.generation import with_notice
 from alpacare_sft.evaluation.held_out import HeldOutRows
+from alpacare_sft.evaluation.intervals import SCOPE
 from alpacare_sft.evaluation.scoring import RowScores, summarize, summarize_scores, verdict_sentence
-from alpacare_sft.generation import with_notice
-from alpacare_sft.intervals import SCOPE
-from alpacare_sft.recording import installed_versions
+from alpacare_sft.run.record import installed_versions
 
 if TYPE_CHECKING:
     from alpacare_sft.evaluation.compared_models import ComparedModels
-    from alpacare_sft.recipe import Recipe
-    from alpacare_sft.run import RunDirectory
+    from alpacare_sft.recipe.loading import Recipe
+    from alpacare_sft.run.directory import RunDirectory
 
 
 def summarize_rows(
@@ -60,7 +60,7 @@ def describe_circumstances(
         "seed": recipe.train["seed"],
         **{key: record[key] for key in ("recipe_sha256", "data_sha256")},
         "versions": installed_versions(),
-        "hardware": hardware.describe_hardware(recipe.train["use_cpu"]),
+        "hardware": runtime.describe_hardware(recipe.train["use_cpu"]),
         "notice": recipe.safety.disclaimer,
     }
 

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from alpacare_sft.generation import CUT
-from alpacare_sft.intervals import format_interval
-from alpacare_sft.review import show_judge
+from alpacare_sft.evaluation.generation import CUT
+from alpacare_sft.evaluation.intervals import format_interval
+from alpacare_sft.review.showing import show_judge
 
 if TYPE_CHECKING:
-    from alpacare_sft.evaluation.stage import Evaluation
+    from alpacare_sft.evaluation.evaluate import Evaluation
 
 SIDE_BY_SIDE = 3
 ENDS = {"length": CUT, "run_on": " [… went on with a new question]"}

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alpacare_sft.data.report import repetition
-from alpacare_sft.intervals import format_interval, judge_difference, paired_shares, paired_summary
-from alpacare_sft.metrics import choice_scores, rouge_scores
-from alpacare_sft.similarity import similarities
+from alpacare_sft.evaluation.intervals import format_interval, judge_difference, paired_shares, paired_summary
+from alpacare_sft.evaluation.metrics import choice_scores, rouge_scores
+from alpacare_sft.evaluation.similarity import similarities
 
 if TYPE_CHECKING:
     from alpacare_sft.evaluation.answering import AnswerSheet, Questions

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.errors import RecipeError
-from alpacare_sft.run import file_sha256, last_name
+from alpacare_sft.run.directory import file_sha256, last_name
 
 if TYPE_CHECKING:
-    from alpacare_sft.run import RunDirectory
+    from alpacare_sft.run.directory import RunDirectory
 
 
 @dataclass(frozen=True)

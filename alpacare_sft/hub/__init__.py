@@ -1,4 +1,1 @@
-"""The adapter on the Hub: its licences, its model card, what leaves this machine, and the push.
-
-Nothing is imported here: training needs the model card and must not load the client.
-"""
+"""The adapter on the Hub: what is checked, what is sent, and the push."""

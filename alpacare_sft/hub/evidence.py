@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.adapter import adapter_sha256
-from alpacare_sft.hub.licenses import hub_dataset
-from alpacare_sft.run import RunDirectory, file_sha256
+from alpacare_sft.model.adapter import adapter_sha256
+from alpacare_sft.reporting.licenses import hub_dataset
+from alpacare_sft.run.directory import RunDirectory, file_sha256
 
 if TYPE_CHECKING:
-    from alpacare_sft.recipe import Recipe
+    from alpacare_sft.recipe.loading import Recipe
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 

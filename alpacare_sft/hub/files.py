@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.files import EMBEDDED_FILES
 from alpacare_sft.errors import RunError
-from alpacare_sft.hub.card import format_card
 from alpacare_sft.hub.evidence import Evidence, pinned_recipe
-from alpacare_sft.hub.licenses import base_license, hub_dataset
 from alpacare_sft.recipe.document import dump_yaml
-from alpacare_sft.recipe.writing import recipe_document
-from alpacare_sft.run import WEIGHTS, RunDirectory, last_name
+from alpacare_sft.recipe.resolved import recipe_document
+from alpacare_sft.reporting.card import format_card
+from alpacare_sft.reporting.licenses import base_license, hub_dataset
+from alpacare_sft.run.directory import WEIGHTS, RunDirectory, last_name
 
 if TYPE_CHECKING:
-    from alpacare_sft.recipe import Recipe
+    from alpacare_sft.recipe.loading import Recipe
 
 TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.errors import RecipeError, RunError
-from alpacare_sft.hub.card import TAG
+from alpacare_sft.hub.errors import TOKENS, refusals_told
 from alpacare_sft.hub.evidence import COMMIT
 from alpacare_sft.hub.files import ALLOWED
-from alpacare_sft.hub.licenses import base_license, license_faults
-from alpacare_sft.hub.refusals import TOKENS, refusals_told
-from alpacare_sft.model import EMBEDDED, EMBEDDED_NAME
+from alpacare_sft.model.base import EMBEDDED, EMBEDDED_NAME
+from alpacare_sft.reporting.card import TAG
+from alpacare_sft.reporting.licenses import base_license, license_faults
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import ModelInfo
 
-    from alpacare_sft.recipe import Recipe
+    from alpacare_sft.recipe.loading import Recipe
 
 # Meta's repositories on the Hub name a licence by the first (Llama 3.2) or by the second (Llama 3.1 and 3.3).
 LICENSE_NAMES = ("LICENSE.txt", "LICENSE")

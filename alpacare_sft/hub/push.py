@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.errors import RunError
-from alpacare_sft.evaluation import trained_recipe
-from alpacare_sft.hub.card import save_card
+from alpacare_sft.hub.errors import refusals_told
 from alpacare_sft.hub.evidence import published_recipe, read_evidence
 from alpacare_sft.hub.files import ALLOWED, LICENSE, NOTICE, Publication, collect_files
-from alpacare_sft.hub.licenses import base_license
 from alpacare_sft.hub.preflight import (
     LICENSE_NAMES,
     Remote,
@@ -22,15 +20,17 @@ from alpacare_sft.hub.preflight import (
     open_hub,
     recipe_faults,
 )
-from alpacare_sft.hub.refusals import refusals_told
 from alpacare_sft.hub.showing import show_publication
-from alpacare_sft.recording import say
-from alpacare_sft.run import RunDirectory
+from alpacare_sft.reporting.card import save_card
+from alpacare_sft.reporting.licenses import base_license
+from alpacare_sft.run.directory import RunDirectory
+from alpacare_sft.run.trained import trained_recipe
+from alpacare_sft.runtime import say
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-    from alpacare_sft.recipe import Recipe
+    from alpacare_sft.recipe.loading import Recipe
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from rich.panel import Panel
 from rich.syntax import Syntax
 from rich.tree import Tree
 
-from alpacare_sft.hub.card import PLACEHOLDER
 from alpacare_sft.hub.files import Publication
+from alpacare_sft.reporting.card import PLACEHOLDER
 
 if TYPE_CHECKING:
-    from alpacare_sft.recipe import Recipe
+    from alpacare_sft.recipe.loading import Recipe
 
 
 def show_publication(recipe: Recipe, publication: Publication, faults: Sequence[str], no_scores: str) -> None:

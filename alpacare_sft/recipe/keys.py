@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from alpacare_sft.recipe import checks, sections
+from alpacare_sft.recipe import rules, sections
 
 SECTIONS: dict[str, type] = {
     "model": sections.ModelSection,
@@ -60,7 +60,7 @@ def key_faults(document: Mapping[str, Any]) -> Iterator[str]:
     top = [*known, "output_dir", "resume"]
     for section, values in document.items():
         if section not in top:
-            yield checks.unknown_key("", str(section), top)
+            yield rules.unknown_key("", str(section), top)
         elif section in known:
             yield from _section_key_faults(section, values, known[section])
     for required in ("model.model_name_or_path", "data.path"):
@@ -79,8 +79,8 @@ def _section_key_faults(section: str, values: Any, known: Mapping[str, Any]) -> 
         return
     for key, value in values.items():
         if key not in known:
-            if checks.refused_key(section, str(key)) is None:
-                yield checks.unknown_key(section, str(key), list(known))
+            if rules.refused_key(section, str(key)) is None:
+                yield rules.unknown_key(section, str(key), list(known))
         elif (inner := nested_keys(known[key])) is not None and value is not None:
             yield from _section_key_faults(f"{section}.{key}", value, inner)
 
@@ -106,5 +106,5 @@ def refused_faults(document: Mapping[str, Any]) -> Iterator[str]:
     for section in ("train", "lora"):
         values = document.get(section)
         for key in values if isinstance(values, Mapping) else ():
-            if fault := checks.refused_key(section, str(key)):
+            if fault := rules.refused_key(section, str(key)):
                 yield fault

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alpacare_sft.errors import RecipeError
-from alpacare_sft.recipe import checks, sections
+from alpacare_sft.recipe import rules, sections
 from alpacare_sft.recipe.document import apply_overrides, parse_overrides, read_document
 from alpacare_sft.recipe.keys import SECTIONS, key_faults, known_keys, nested_keys, refused_faults, upstream_classes
 from alpacare_sft.recipe.values import describe_type, fits_type, quotes_remedy, show_value, takes_text_or_null
@@ -157,7 +157,7 @@ def _leaves(document: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
         if not isinstance(values, Mapping):
             continue
         for key, value in values.items():
-            if key not in known or checks.refused_key(section, str(key)):
+            if key not in known or rules.refused_key(section, str(key)):
                 continue
             inner = nested_keys(known[key])
             if inner is None:
@@ -171,12 +171,12 @@ def _leaves(document: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
 
 def _cross_faults(parsed: Any) -> Iterator[str]:
     train, lora = vars(parsed.train), vars(parsed.lora)
-    yield from checks.bound_faults(train, lora)
-    yield from checks.target_faults(lora)
-    yield from checks.evaluation_faults(train, bool(parsed.data.splits.validation))
-    yield from checks.judge_faults(parsed.evaluate.judge, parsed.evaluate.baseline, parsed.evaluate.metrics)
-    yield from checks.safety_faults(parsed.safety.disclaimer)
-    yield from checks.combination_faults(train, parsed.data, parsed.prompt, parsed.evaluate.metrics)
+    yield from rules.bound_faults(train, lora)
+    yield from rules.target_faults(lora)
+    yield from rules.evaluation_faults(train, bool(parsed.data.splits.validation))
+    yield from rules.judge_faults(parsed.evaluate.judge, parsed.evaluate.baseline, parsed.evaluate.metrics)
+    yield from rules.safety_faults(parsed.safety.disclaimer)
+    yield from rules.combination_faults(train, parsed.data, parsed.prompt, parsed.evaluate.metrics)
 
 
 def _checks_of_what_parses(document: Mapping[str, Any], told: Sequence[str]) -> Iterator[str]:

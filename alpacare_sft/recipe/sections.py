@@ -17,6 +17,12 @@ PositiveCount = Annotated[int, Gt(0)]
 Fraction = Annotated[float, Gt(0), Lt(1)]
 Share = Annotated[float, Ge(0), Le(1)]
 
+TEXT_COLUMNS = ("instruction", "input", "output")
+"""The texts of a raw row, and the keys of `data.columns`."""
+
+ROW_COLUMNS = ("id", "system", *TEXT_COLUMNS)
+"""What a prepared row holds, in the order of its file; `system` only where a row has a turn of its own."""
+
 DISCLAIMER = (
     "This answer was written by a language model for education and research. It may be wrong or "
     "incomplete and is not medical advice; ask a qualified health professional before acting on it."

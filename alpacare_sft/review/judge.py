@@ -16,7 +16,7 @@ from rich.progress import track
 from alpacare_sft.errors import RunError
 from alpacare_sft.recipe.sections import JudgeSection
 from alpacare_sft.review.endpoint import Reply, ask_judge, open_session
-from alpacare_sft.run import write_text
+from alpacare_sft.run.directory import write_text
 
 if TYPE_CHECKING:
     import requests

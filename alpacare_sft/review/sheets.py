@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from alpacare_sft.errors import RunError
-from alpacare_sft.report import render
-from alpacare_sft.run import write_json, write_text
+from alpacare_sft.reporting.pages import render
+from alpacare_sft.run.directory import write_json, write_text
 
 CRITERIA = ("correctness", "completeness", "clarity")
 FLAG = "could_harm"

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from alpacare_sft.intervals import format_interval
+from alpacare_sft.evaluation.intervals import format_interval
 
 
 def show_reviews(summary: Mapping[str, Any]) -> None:

@@ -10,15 +10,15 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.errors import AlpacareError, DataError, RunError
-from alpacare_sft.intervals import exact_share, paired_summary
+from alpacare_sft.evaluation.intervals import exact_share, paired_summary
 from alpacare_sft.review.agreement import krippendorff_alpha
 from alpacare_sft.review.reading import Sheet, read_sheet, sheet_of
 from alpacare_sft.review.sheets import CRITERIA, FLAG, KEY_FILE, predictions_sha256, read_keys
 from alpacare_sft.review.showing import show_reviews
-from alpacare_sft.run import RunDirectory, write_json
+from alpacare_sft.run.directory import RunDirectory, write_json
 
 if TYPE_CHECKING:
-    from alpacare_sft.recipe import Recipe
+    from alpacare_sft.recipe.loading import Recipe
 
 MEANING = (
     "Ratings are the opinions of the people named, on the rows that they rated. Intervals cover the choice of rows, "

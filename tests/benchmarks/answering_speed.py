@@ -35,14 +35,14 @@ def answer(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.side == "eval":  # a plain script has the process as it comes
         prepare_process()
-    from alpacare_sft import hardware
-    from alpacare_sft.evaluation import trained_recipe
+    from alpacare_sft import runtime
     from alpacare_sft.evaluation.compared_models import ComparedModels
     from alpacare_sft.evaluation.held_out import encode_rows, read_test_split
-    from alpacare_sft.prompt import PromptEncoder
-    from alpacare_sft.run import RunDirectory
+    from alpacare_sft.model.prompt import PromptEncoder
+    from alpacare_sft.run.directory import RunDirectory
+    from alpacare_sft.run.trained import trained_recipe
 
-    hardware.set_threads()
+    runtime.set_threads()
     run = RunDirectory(options.run)
     recipe = trained_recipe(run)
     recipe.generate.max_new_tokens, recipe.generate.batch_size = options.tokens, options.batch_size
@@ -55,8 +55,8 @@ def answer(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _batched(models: Any, rows: Any, recipe: Any, run: Any) -> dict[str, list[str]]:
-    from alpacare_sft.cpu_layout import fast_cpu_layout
-    from alpacare_sft.generation import generate_answers
+    from alpacare_sft.evaluation.generation import generate_answers
+    from alpacare_sft.model.cpu_layout import fast_cpu_layout
 
     end = models.tokenizer.eos_token_id
     prompts = [row["input_ids"][: row["prompt_tokens"]] for row in rows]
@@ -74,7 +74,7 @@ def _one_by_one(models: Any, rows: Any, recipe: Any, run: Any) -> dict[str, list
     import torch
     from peft import PeftModel
 
-    from alpacare_sft.generation import configure_generation, read_answer
+    from alpacare_sft.evaluation.generation import configure_generation, read_answer
 
     model = PeftModel.from_pretrained(models.base(), run.adapter).eval()
     ends = configure_generation(model, models.tokenizer, recipe.generate, models.tokenizer.eos_token_id).eos_token_id

@@ -48,12 +48,12 @@ def main() -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from alpacare_sft import hardware
-    from alpacare_sft.trainer import AnswerLoss, answer_logits, answer_mask
+    from alpacare_sft import runtime
+    from alpacare_sft.training.trainer import AnswerLoss, answer_logits, answer_mask
 
-    threads = hardware.set_threads()
-    precision = hardware.resolve_precision({"fp16": False, "bf16": None, "use_cpu": False})
-    device = "cuda" if hardware.has_gpu() else "cpu"
+    threads = runtime.set_threads()
+    precision = runtime.resolve_precision({"fp16": False, "bf16": None, "use_cpu": False})
+    device = "cuda" if runtime.has_gpu() else "cpu"
     torch.manual_seed(0)
     with torch.device(device):
         torch.set_default_dtype(getattr(torch, precision.dtype))
@@ -76,7 +76,7 @@ def main() -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        seconds, peak = time.perf_counter() - began, hardware.peak_memory_bytes() / 2**30
+        seconds, peak = time.perf_counter() - began, runtime.peak_memory_bytes() / 2**30
         speed = ids.numel() / seconds
         print(f"step {step + 1}: loss {loss.item():.3f}, {seconds:.1f} s, {speed:.0f} tokens/s, peak {peak:.2f} GiB")
 

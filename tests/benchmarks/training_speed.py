@@ -68,10 +68,10 @@ def run_side(options: argparse.Namespace) -> None:
     import torch
     from transformers import TrainerCallback
 
-    from alpacare_sft import hardware, load_recipe, load_tokenizer, prepare_data
-    from alpacare_sft.building import build_sft_config, build_trainer
-    from alpacare_sft.model import load_base_model
-    from alpacare_sft.run import RunDirectory
+    from alpacare_sft import load_recipe, load_tokenizer, prepare_data, runtime
+    from alpacare_sft.model.base import load_base_model
+    from alpacare_sft.run.directory import RunDirectory
+    from alpacare_sft.training.config import build_sft_config, build_trainer
 
     class Clock(TrainerCallback):
         def __init__(self) -> None:
@@ -84,9 +84,9 @@ def run_side(options: argparse.Namespace) -> None:
                 torch.cuda.synchronize()
             self.marks.append((time.perf_counter(), state.num_input_tokens_seen))
 
-    hardware.set_threads()
+    runtime.set_threads()
     recipe = load_recipe(options.recipe, overrides(options, options.folder))
-    precision = hardware.resolve_precision(recipe.train)
+    precision = runtime.resolve_precision(recipe.train)
     tokenizer = load_tokenizer(recipe.model)
     data = prepare_data(recipe, tokenizer)
     base = load_base_model(recipe.model, precision.dtype)
@@ -103,7 +103,7 @@ def run_side(options: argparse.Namespace) -> None:
     (began, first), (ended, last) = clock.marks[options.warmup_steps - 1], clock.marks[-1]
     figures = {
         "tokens_per_second": (last - first) / (ended - began),
-        "peak_memory_bytes": hardware.peak_memory_bytes(),
+        "peak_memory_bytes": runtime.peak_memory_bytes(),
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "forwards_of_rows": options.batch_size,
         "precision": precision.name,

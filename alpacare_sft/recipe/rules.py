@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-ROW_COLUMNS = ("instruction", "input", "output")
+from alpacare_sft.recipe.sections import TEXT_COLUMNS
 
 RENAMED = {
     "train": {
@@ -280,10 +280,10 @@ def combination_faults(train: Mapping[str, Any], data: Any, prompt: Any, metrics
     if train["padding_free"] and not train["packing"]:
         yield "train.padding_free needs train.packing: true, which turns it on by itself. Leave it out."
     for key in data.columns:
-        if key not in ROW_COLUMNS:
+        if key not in TEXT_COLUMNS:
             yield f"data.columns.{key} must be one of instruction, input, output."
     for key in data.constants:
-        if key not in ROW_COLUMNS[:2]:
+        if key not in TEXT_COLUMNS[:2]:
             yield f"data.constants.{key} must be instruction or input: an answer cannot be a constant."
     sizes = (data.splits.train, data.splits.validation, data.splits.test)
     fractions = sum(size for size in sizes if isinstance(size, float))

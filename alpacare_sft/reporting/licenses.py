@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from alpacare_sft.data.files import EMBEDDED_FILES, local_files
 from alpacare_sft.errors import DataError
-from alpacare_sft.model import EMBEDDED_NAME
+from alpacare_sft.model.base import EMBEDDED_NAME
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe.sections import HubSection

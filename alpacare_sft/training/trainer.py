@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from trl import SFTTrainer
 
-from alpacare_sft.callbacks import Account
 from alpacare_sft.errors import RunError
+from alpacare_sft.training.callbacks import Account
 
 IGNORED = -100
 

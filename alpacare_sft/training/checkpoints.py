@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alpacare_sft.errors import RunError
-from alpacare_sft.run import WEIGHTS, write_json
+from alpacare_sft.run.directory import WEIGHTS, write_json
 
 # The Trainer writes these in this order, the state last; a kill in between leaves a part of them.
 _ARCHIVES = ("optimizer.pt", "scheduler.pt")

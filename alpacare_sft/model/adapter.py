@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.errors import ModelError, RunError
-from alpacare_sft.model import told_by_cause
-from alpacare_sft.run import WEIGHTS, new_directory
+from alpacare_sft.model.base import told_by_cause
+from alpacare_sft.run.directory import WEIGHTS, new_directory
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from alpacare_sft.trainer import AnswerSFTTrainer
+    from alpacare_sft.training.trainer import AnswerSFTTrainer
 
 CONFIG = "adapter_config.json"
 CHECKED_ROWS = 4

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alpacare_sft.pictures import Numbers, draw_funnel, draw_lengths, draw_losses, draw_rates, picture, points
-from alpacare_sft.run import last_name, write_text
+from alpacare_sft.reporting.figures import Numbers, draw_funnel, draw_lengths, draw_losses, draw_rates, picture, points
+from alpacare_sft.run.directory import last_name, write_text
 
 STEPS = {
     "drop_missing": ("Incomplete rows", "Rows without an instruction or without an answer are dropped."),
@@ -86,7 +86,7 @@ def render(template: str, **context: Any) -> str:
     from jinja2 import ChainableUndefined, Environment, PackageLoader
 
     environment = Environment(
-        loader=PackageLoader("alpacare_sft"),
+        loader=PackageLoader("alpacare_sft.reporting"),
         autoescape=True,
         undefined=ChainableUndefined,
         trim_blocks=True,

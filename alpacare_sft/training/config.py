@@ -5,23 +5,23 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft import hardware
-from alpacare_sft.data import PreparedData
+from alpacare_sft import runtime
+from alpacare_sft.data.prepare import PreparedData
 from alpacare_sft.errors import DataError, ModelError, RecipeError
-from alpacare_sft.recipe.writing import given_values
-from alpacare_sft.run import RunDirectory
+from alpacare_sft.recipe.resolved import given_values
+from alpacare_sft.run.directory import RunDirectory
 
 if TYPE_CHECKING:
     from trl import SFTConfig
 
-    from alpacare_sft.recipe import Recipe
-    from alpacare_sft.trainer import AnswerSFTTrainer
+    from alpacare_sft.recipe.loading import Recipe
+    from alpacare_sft.training.trainer import AnswerSFTTrainer
 
 _EXTRA = ("tensorboard", "trackio", "wandb")
 _TRACKERS = {"azure_ml": "azureml"}  # where the package has another name
 
 
-def build_sft_config(recipe: Recipe, run: RunDirectory, precision: hardware.Precision) -> SFTConfig:
+def build_sft_config(recipe: Recipe, run: RunDirectory, precision: runtime.Precision) -> SFTConfig:
     """`trl.SFTConfig` of a recipe on this machine.
 
     Raises:
@@ -43,7 +43,7 @@ def build_sft_config(recipe: Recipe, run: RunDirectory, precision: hardware.Prec
         ours["ddp_find_unused_parameters"] = False  # every LoRA weight takes part in every step
     if recipe.train["activation_checkpointing"] is None:  # trl 1.16 has its default under the old name, which warns
         ours["activation_checkpointing"] = recipe.train["gradient_checkpointing"]
-    if not hardware.has_gpu(recipe.train["use_cpu"]):
+    if not runtime.has_gpu(recipe.train["use_cpu"]):
         ours["dataloader_pin_memory"] = False  # else torch warns at every epoch
     try:
         config = SFTConfig(**{**given_values(recipe, "train"), **ours})
@@ -67,7 +67,7 @@ def check_trackers(recipe: Recipe) -> None:
 
 
 def build_trainer(
-    recipe: Recipe, run: RunDirectory, data: PreparedData, tokenizer: Any, base: Any, precision: hardware.Precision
+    recipe: Recipe, run: RunDirectory, data: PreparedData, tokenizer: Any, base: Any, precision: runtime.Precision
 ) -> AnswerSFTTrainer:
     """The trainer, its adapter in float32 and its labels compared with the mask.
 
@@ -79,8 +79,8 @@ def build_trainer(
     from peft import LoraConfig
     from transformers import EarlyStoppingCallback
 
-    from alpacare_sft.callbacks import Account, Terminal
-    from alpacare_sft.trainer import AnswerSFTTrainer
+    from alpacare_sft.training.callbacks import Account, Terminal
+    from alpacare_sft.training.trainer import AnswerSFTTrainer
 
     config = build_sft_config(recipe, run, precision)
     stopping = recipe.early_stopping

@@ -7,26 +7,28 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft import hardware
-from alpacare_sft.cpu_layout import fast_cpu_layout
-from alpacare_sft.errors import RunError
+from alpacare_sft import runtime
 from alpacare_sft.evaluation.answering import AnswerSheet, Questions, fill_sheet, told_memory
 from alpacare_sft.evaluation.compared_models import ComparedModels
 from alpacare_sft.evaluation.held_out import GENERAL_ROWS, encode_rows, load_other_rows, read_rows, read_test_split
 from alpacare_sft.evaluation.results import describe_circumstances, list_predictions, summarize_rows
 from alpacare_sft.evaluation.scoring import score_rows
 from alpacare_sft.evaluation.selection import Selection
-from alpacare_sft.evaluation_report import save_evaluation_report
-from alpacare_sft.hub.card import save_card
-from alpacare_sft.prompt import PromptEncoder
-from alpacare_sft.recipe.writing import read_resolved, recipe_sha256
-from alpacare_sft.recording import MODEL_PACKAGES, installed_versions, say
-from alpacare_sft.review import check_judge, judge_answers, save_review_sheets
-from alpacare_sft.run import RunDirectory, file_sha256, write_json, write_text
-from alpacare_sft.similarity import find_encoder
+from alpacare_sft.evaluation.similarity import find_encoder
+from alpacare_sft.model.cpu_layout import fast_cpu_layout
+from alpacare_sft.model.prompt import PromptEncoder
+from alpacare_sft.reporting.card import save_card
+from alpacare_sft.reporting.evaluation_page import save_evaluation_report
+from alpacare_sft.review.endpoint import check_judge
+from alpacare_sft.review.judge import judge_answers
+from alpacare_sft.review.sheets import save_review_sheets
+from alpacare_sft.run.directory import RunDirectory, file_sha256, write_json, write_text
+from alpacare_sft.run.record import MODEL_PACKAGES, installed_versions
+from alpacare_sft.run.trained import trained_recipe
+from alpacare_sft.runtime import say
 
 if TYPE_CHECKING:
-    from alpacare_sft.recipe import Recipe
+    from alpacare_sft.recipe.loading import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,7 @@ def evaluate(
         find_encoder()  # before the hour that answers may take
     run = RunDirectory(recipe.output_dir)
     trained = trained_recipe(run)
-    hardware.set_threads()
+    runtime.set_threads()
     asked = load_other_rows(rows, trained, run, limit) if rows else read_test_split(run, limit)
     folder = selection.folder(run)
     with RunDirectory(folder).lock():
@@ -111,26 +113,9 @@ def evaluate(
     return Evaluation(folder, scores, predictions, judgement)
 
 
-def trained_recipe(run: RunDirectory) -> Recipe:
-    """The recipe that a run's adapter was trained by.
-
-    Raises:
-        RunError: if there is no adapter, its training has not ended, or the recipe was edited since.
-    """
-    if not run.has_adapter():
-        raise RunError(f"output_dir: {run.path} holds no trained adapter. Train it first: alpacare-sft train RECIPE.")
-    record = run.read_record()
-    if record.get("status") != "done":
-        raise RunError(f"output_dir: the training in {run.path} has not ended. Run it again to go on.")
-    trained = read_resolved(run.recipe)
-    if record["recipe_sha256"] != recipe_sha256(trained):
-        raise RunError(f"{run.recipe} is not the recipe that this adapter was trained by. Undo what was changed in it.")
-    return trained
-
-
 def _fill_sheets(folder: Path, questions: Questions, models: ComparedModels, recipe: Recipe) -> dict[str, AnswerSheet]:
     """Ask the base first: merging changes its weights."""
-    device = hardware.describe_hardware(recipe.train["use_cpu"])["device"]
+    device = runtime.describe_hardware(recipe.train["use_cpu"])["device"]
     told = models.describe(), installed_versions(MODEL_PACKAGES), device
     sheets: dict[str, AnswerSheet] = {}
     for who in ("base", "adapter") if recipe.evaluate.baseline else ("adapter",):

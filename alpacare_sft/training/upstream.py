@@ -6,7 +6,7 @@ import importlib.util
 import os
 from typing import TYPE_CHECKING
 
-from alpacare_sft import hardware
+from alpacare_sft import runtime
 from alpacare_sft.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def check_config(config: SFTConfig) -> None:
             "train.use_liger_kernel needs its package, and a GPU. Install it: pip install liger-kernel. "
             "Or leave it out."
         )
-    if config.activation_offloading and not hardware.has_gpu(config.use_cpu):
+    if config.activation_offloading and not runtime.has_gpu(config.use_cpu):
         raise RecipeError("train.activation_offloading needs a GPU, none is in use. Leave it out.")
     if config.torch_compile:
         _check_compilation(config)

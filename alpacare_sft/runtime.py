@@ -137,3 +137,14 @@ def peak_memory_bytes(use_cpu: bool = False) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def is_main_process() -> bool:
+    """Whether this process writes; a launcher gives each its rank."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def say(message: str) -> None:
+    """One line for a person, from one process."""
+    if is_main_process():
+        print(message, flush=True)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft import hardware
+from alpacare_sft import runtime
 from alpacare_sft.errors import RunError, StoppedError
-from alpacare_sft.recipe.writing import recipe_sha256, recipe_yaml
-from alpacare_sft.run import RunDirectory, write_text
+from alpacare_sft.recipe.resolved import recipe_sha256, recipe_yaml
+from alpacare_sft.run.directory import RunDirectory, write_text
 
 if TYPE_CHECKING:
-    from alpacare_sft.callbacks import Account
-    from alpacare_sft.recipe import Recipe
-    from alpacare_sft.trainer import AnswerSFTTrainer
+    from alpacare_sft.recipe.loading import Recipe
+    from alpacare_sft.training.callbacks import Account
+    from alpacare_sft.training.trainer import AnswerSFTTrainer
 
 # What decides a model's losses and answers, and what else decides an adapter or a score.
 MODEL_PACKAGES = ("alpacare_sft", "torch", "transformers", "peft", "accelerate", "tokenizers", "bitsandbytes")
@@ -26,23 +25,12 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def is_main_process() -> bool:
-    """Whether this process writes; a launcher gives each its rank."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def say(message: str) -> None:
-    """One line for a person, from one process."""
-    if is_main_process():
-        print(message, flush=True)
-
-
 @contextmanager
 def recorded(run: RunDirectory, recipe: Recipe) -> Iterator[None]:
     """Write the record at the start, and how it ended if that is not `done`."""
     import torch
 
-    if is_main_process():
+    if runtime.is_main_process():
         write_text(run.recipe, recipe_yaml(recipe))
         run.update_record(
             {
@@ -50,7 +38,7 @@ def recorded(run: RunDirectory, recipe: Recipe) -> Iterator[None]:
                 "recipe_sha256": recipe_sha256(recipe),
                 "versions": installed_versions(),
                 "git_commit": _git_commit(),
-                "hardware": hardware.describe_hardware(recipe.train["use_cpu"]),
+                "hardware": runtime.describe_hardware(recipe.train["use_cpu"]),
                 "precision": "fp16" if recipe.train["fp16"] else "bf16" if recipe.train["bf16"] else "fp32",
                 "seed": recipe.train["seed"],
                 "error": None,
@@ -65,7 +53,7 @@ def recorded(run: RunDirectory, recipe: Recipe) -> Iterator[None]:
             told = StoppedError("stopped by SIGINT. Run it again to go on from the last checkpoint.")
         else:
             told = error
-        if is_main_process():
+        if runtime.is_main_process():
             status = "stopped" if isinstance(told, StoppedError) else "failed"
             run.update_record({"status": status, "error": f"{type(told).__name__}: {told}"})
         if told is error:
@@ -133,7 +121,7 @@ def summarize_training(trainer: AnswerSFTTrainer, account: Account) -> dict[str,
         "seconds": round(account.elapsed_seconds, 3),
         "evaluation_seconds": round(account.evaluation_seconds, 3),
         "tokens_per_second": round(account.tokens_per_second(tokens), 1),
-        "peak_memory_bytes": hardware.peak_memory_bytes(trainer.args.use_cpu),
+        "peak_memory_bytes": runtime.peak_memory_bytes(trainer.args.use_cpu),
         "train_loss": weighted / last if last else None,
         "eval_loss": evaluations.get(state.best_global_step or last_evaluation),
         "best_step": state.best_global_step or None,

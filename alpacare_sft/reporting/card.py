@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft import __version__
 from alpacare_sft.data.files import EMBEDDED_FILES
 from alpacare_sft.hub.evidence import COMMIT, Evidence, pinned_recipe, read_evidence
-from alpacare_sft.hub.licenses import adapter_license, base_license, data_license, hub_dataset
-from alpacare_sft.model import EMBEDDED, EMBEDDED_NAME
-from alpacare_sft.prompt import format_sections
-from alpacare_sft.report import SPLITS, STEPS
-from alpacare_sft.run import RunDirectory, last_name, write_text
+from alpacare_sft.model.base import EMBEDDED, EMBEDDED_NAME
+from alpacare_sft.model.prompt import format_sections
+from alpacare_sft.reporting.licenses import adapter_license, base_license, data_license, hub_dataset
+from alpacare_sft.reporting.pages import SPLITS, STEPS
+from alpacare_sft.run.directory import RunDirectory, last_name, write_text
 
 if TYPE_CHECKING:
-    from alpacare_sft.recipe import Recipe
+    from alpacare_sft.recipe.loading import Recipe
 
 TAG = "alpacare_sft"
 PLACEHOLDER = "owner/name"
@@ -51,7 +51,7 @@ def format_card(recipe: Recipe, evidence: Evidence) -> str:
     from jinja2 import ChainableUndefined, Environment, PackageLoader
 
     environment = Environment(
-        loader=PackageLoader("alpacare_sft"),
+        loader=PackageLoader("alpacare_sft.reporting"),
         autoescape=False,  # Markdown, not HTML
         undefined=ChainableUndefined,
         trim_blocks=True,
@@ -150,7 +150,7 @@ def _results(recipe: Recipe, scores: Mapping[str, Any]) -> Iterator[Any]:
 
 def _score_rows(metrics: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Each score as the report rounds it, the verdict in words."""
-    from alpacare_sft.intervals import format_interval
+    from alpacare_sft.evaluation.intervals import format_interval
 
     for name, metric in metrics.items():
         sides = {

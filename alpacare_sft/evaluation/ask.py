@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, TextIO
 import torch
 from transformers import TextStreamer
 
-from alpacare_sft import hardware
-from alpacare_sft.cpu_layout import fast_cpu_layout
+from alpacare_sft import runtime
 from alpacare_sft.errors import RecipeError
-from alpacare_sft.evaluation import trained_recipe
 from alpacare_sft.evaluation.compared_models import ComparedModels
-from alpacare_sft.generation import CUT, begins_anew, configure_generation, stops_at_a_new_question
-from alpacare_sft.prompt import PromptEncoder
-from alpacare_sft.run import RunDirectory
+from alpacare_sft.evaluation.generation import CUT, begins_anew, configure_generation, stops_at_a_new_question
+from alpacare_sft.model.cpu_layout import fast_cpu_layout
+from alpacare_sft.model.prompt import PromptEncoder
+from alpacare_sft.run.directory import RunDirectory
+from alpacare_sft.run.trained import trained_recipe
 
 if TYPE_CHECKING:
-    from alpacare_sft.recipe import Recipe
+    from alpacare_sft.recipe.loading import Recipe
 
 
 def ask(recipe: Recipe, question: str, given: str = "", *, out: TextIO | None = None) -> str:
@@ -41,7 +41,7 @@ def ask(recipe: Recipe, question: str, given: str = "", *, out: TextIO | None = 
         raise RecipeError("the question must not be empty. Give it in quotes: alpacare-sft ask RECIPE 'What is …?'.")
     run = RunDirectory(recipe.output_dir)
     trained = trained_recipe(run)
-    hardware.set_threads()
+    runtime.set_threads()
     models = ComparedModels(trained, recipe, run)
     encoder = PromptEncoder(models.tokenizer, trained.prompt)
     encoded = encoder.encode_prompt(question.strip(), given.strip())

@@ -10,26 +10,27 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft import hardware
-from alpacare_sft.adapter import check_adapter, save_adapter
-from alpacare_sft.building import build_sft_config, build_trainer, check_trackers
-from alpacare_sft.checkpoints import Checkpoint, newest_whole_checkpoint
-from alpacare_sft.data import prepare_data
+from alpacare_sft import runtime
+from alpacare_sft.data.prepare import prepare_data
 from alpacare_sft.data.saving import refuse_other_data, refuse_other_recipe, save_data
 from alpacare_sft.errors import RunError, StoppedError
-from alpacare_sft.generation import end_token_ids
-from alpacare_sft.hub.card import save_card
-from alpacare_sft.model import base_identity, check_context, load_base_model, load_tokenizer
-from alpacare_sft.prompt import PromptEncoder
-from alpacare_sft.recording import effective_batch_size, is_main_process, recorded, say, summarize_training
-from alpacare_sft.report import save_training_report
-from alpacare_sft.run import WEIGHTS, RunDirectory, check_free_disk
-from alpacare_sft.upstream import check_config, check_launcher
+from alpacare_sft.evaluation.generation import end_token_ids
+from alpacare_sft.model.adapter import check_adapter, save_adapter
+from alpacare_sft.model.base import base_identity, check_context, load_base_model, load_tokenizer
+from alpacare_sft.model.prompt import PromptEncoder
+from alpacare_sft.reporting.card import save_card
+from alpacare_sft.reporting.pages import save_training_report
+from alpacare_sft.run.directory import WEIGHTS, RunDirectory, check_free_disk
+from alpacare_sft.run.record import effective_batch_size, recorded, summarize_training
+from alpacare_sft.runtime import is_main_process, say
+from alpacare_sft.training.checkpoints import Checkpoint, newest_whole_checkpoint
+from alpacare_sft.training.config import build_sft_config, build_trainer, check_trackers
+from alpacare_sft.training.upstream import check_config, check_launcher
 
 if TYPE_CHECKING:
-    from alpacare_sft.callbacks import StopOnSignal
-    from alpacare_sft.recipe import Recipe
-    from alpacare_sft.trainer import AnswerSFTTrainer
+    from alpacare_sft.recipe.loading import Recipe
+    from alpacare_sft.training.callbacks import StopOnSignal
+    from alpacare_sft.training.trainer import AnswerSFTTrainer
 
 _TOKENIZER_BYTES = 20 * 2**20
 
@@ -51,12 +52,12 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
         RunError: if the run failed, or `output_dir` holds another one.
         StoppedError: if a signal stopped it; a checkpoint was written.
     """
-    from alpacare_sft.callbacks import StopOnSignal
+    from alpacare_sft.training.callbacks import StopOnSignal
 
     check_launcher()
-    hardware.check_devices()
-    threads = hardware.set_threads()
-    precision = hardware.resolve_precision(recipe.train)
+    runtime.check_devices()
+    threads = runtime.set_threads()
+    precision = runtime.resolve_precision(recipe.train)
     recipe = dataclasses.replace(recipe, train={**recipe.train, "fp16": precision.fp16, "bf16": precision.bf16})
     run = RunDirectory(recipe.output_dir)
     check_trackers(recipe)
@@ -78,13 +79,13 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
             )
         for note in recipe.notes:
             say(note)
-        device = hardware.describe_hardware(recipe.train["use_cpu"])["device"]
+        device = runtime.describe_hardware(recipe.train["use_cpu"])["device"]
         say(f"{precision.name} on {device}, {threads} threads, output in {run.path}")
         with recorded(run, recipe):
             return _run(recipe, run, stop, precision)
 
 
-def _run(recipe: Recipe, run: RunDirectory, stop: StopOnSignal, precision: hardware.Precision) -> dict[str, Any]:
+def _run(recipe: Recipe, run: RunDirectory, stop: StopOnSignal, precision: runtime.Precision) -> dict[str, Any]:
     seconds: dict[str, float] = dict(run.read_record().get("seconds", {}))
     clock = time.monotonic()
 

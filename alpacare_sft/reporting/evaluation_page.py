@@ -17,9 +17,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from alpacare_sft.pictures import Numbers, draw_differences, picture
-from alpacare_sft.report import drop_place, render
-from alpacare_sft.run import write_text
+from alpacare_sft.reporting.figures import Numbers, draw_differences, picture
+from alpacare_sft.reporting.pages import drop_place, render
+from alpacare_sft.run.directory import write_text
 
 Part = tuple[str, str]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from alpacare_sft.errors import ModelError, RecipeError
-from alpacare_sft.run import file_sha256
+from alpacare_sft.run.directory import file_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from alpacare_sft.recipe import checks, sections
+from alpacare_sft.recipe import rules, sections
 from alpacare_sft.recipe.keys import SECTIONS, known_keys, nested_keys, nested_section, upstream_classes
 from alpacare_sft.recipe.loading import RESUME
 from alpacare_sft.recipe.values import describe_type
@@ -40,7 +40,7 @@ def recipe_schema() -> dict[str, Any]:
         schema = TypeAdapter(section).json_schema(mode="validation", ref_template="#/$defs/{model}")
         for key, inner in schema.pop("$defs", {}).items():
             definitions[key] = inner
-        refused = checks.REFUSED.get(name, {})
+        refused = rules.REFUSED.get(name, {})
         schema["properties"] = {k: v for k, v in schema["properties"].items() if k not in refused}
         schema["required"] = [key for key in schema.get("required", []) if key not in refused]
         properties[name] = schema
@@ -128,13 +128,13 @@ schema (it depends on the versions of TRL and PEFT that you have).
 def _upstream_reference() -> Iterator[str]:
     yield from ["## train", "", f"Every argument of [`trl.SFTConfig`]({TRL_PAGE}), under its own name, but for:", ""]
     yield from ["| key | instead |", "|---|---|"]
-    yield from (f"| `{key}` | {reason} |" for key, reason in checks.REFUSED["train"].items())
+    yield from (f"| `{key}` | {reason} |" for key, reason in rules.REFUSED["train"].items())
     yield "| `gradient_checkpointing` | Renamed upstream: `activation_checkpointing` |"
     yield from ["", "Precision (`fp16`, `bf16`) left out means: by hardware. CUDA devices of compute capability"]
     yield from ["below 8.0 (T4, P100) get fp16, from 8.0 on bf16, a CPU float32.", ""]
     yield from ["## lora", "", f"Every argument of [`peft.LoraConfig`]({PEFT_PAGE}), under its own name, but for:", ""]
     yield from ["| key | instead |", "|---|---|"]
-    yield from (f"| `{key}` | {reason} |" for key, reason in checks.REFUSED["lora"].items())
+    yield from (f"| `{key}` | {reason} |" for key, reason in rules.REFUSED["lora"].items())
     yield "| `modules_to_save` | Must be empty: the adapter holds LoRA weights alone |"
 
 

@@ -10,16 +10,16 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from alpacare_sft.data import prepare_data
+from alpacare_sft.data.prepare import prepare_data
 from alpacare_sft.data.report import encoded_segments
 from alpacare_sft.data.saving import DATA_KEYS, refuse_other_data, refuse_other_recipe, save_data
-from alpacare_sft.model import check_context, load_tokenizer
-from alpacare_sft.run import RunDirectory
+from alpacare_sft.model.base import check_context, load_tokenizer
+from alpacare_sft.run.directory import RunDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from alpacare_sft.recipe import Recipe
+    from alpacare_sft.recipe.loading import Recipe
 
 LEARNT = "bold green underline"
 

@@ -1,0 +1,1 @@
+"""What people read: pages, figures, terminal views, the model card."""

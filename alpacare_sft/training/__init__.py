@@ -1,0 +1,1 @@
+"""Training: recipe, rows and base model to an adapter."""
