@@ -30,6 +30,7 @@ ORDER = [
     "runtime",
     "run",
     "run.directory",
+    "run.json_lines",
     "run.trained",
     "reporting",
     "reporting.figures",

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from alpacare_sft.errors import RunError
 from alpacare_sft.evaluation.generation import Answer, generate_answers
-from alpacare_sft.run.directory import write_text
+from alpacare_sft.run.json_lines import ResponseCache
 from alpacare_sft.runtime import say
 
 if TYPE_CHECKING:
@@ -59,15 +59,17 @@ class Questions:
 
 @dataclass
 class AnswerSheet:
-    """Answers and losses of one model in a file that grows row by row, so that a stop loses one batch.
+    """Answers and losses of one model, in a file that grows row by row, so that a stop loses one batch.
 
     Attributes:
-        path: JSON Lines; the first holds the fingerprint, see `open`.
+        path: of the responses; see `ResponseCache`.
         losses: mean negative log-likelihood of a reference by row, teacher forced, in nats a token.
         answers: by row.
         general_losses: as `losses`, of the general rows.
         merge: how the adapter was joined to the base, once that is known.
         seconds: spent on all of it, stops left out.
+        outdated: answers in the file that were written with other settings or versions.
+        fingerprints: by kind of response, a hash of all that decides it.
     """
 
     path: Path
@@ -76,66 +78,62 @@ class AnswerSheet:
     general_losses: dict[int, float] = field(default_factory=dict)
     merge: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    outdated: int = 0
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    _cache: ResponseCache = field(default_factory=lambda: ResponseCache(None))
 
     @classmethod
-    def open(cls, path: Path, fingerprint: Mapping[str, Any]) -> AnswerSheet:
-        """The sheet at a path, with what it holds that is of the same fingerprint.
-
-        A line that a stop left half-written is taken away, and a sheet that is damaged in its middle is begun anew.
+    def open(cls, path: Path, model: str, generate: Mapping[str, Any]) -> AnswerSheet:
+        """The sheet at a path, with those of its responses that are of the same model and settings.
 
         Args:
             path: of the sheet, which need not exist.
-            fingerprint: `model`, of all that decides a loss, and `generate`, what decides an answer besides.
+            model: hash of all that decides a loss.
+            generate: what decides an answer besides.
         """
-        sheet = cls(path)
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        first, *lines = text[: text.rfind("\n") + 1].split("\n")[:-1] or [""]
-        kept: list[dict[str, Any]] = []
-        try:
-            found = json.loads(first)["fingerprint"]
-            if found["model"] == fingerprint["model"]:
-                kept = [line for line in map(json.loads, lines) if found == fingerprint or "text" not in line]
-            for line in kept:
-                sheet._take(line)
-        except (ValueError, TypeError, KeyError):
-            sheet, kept = cls(path), []
-        if dropped := sum('"text"' in line for line in lines) - sum("text" in line for line in kept):
-            say(f"{path}: {dropped} answers were written with other settings or versions, and are asked for anew.")
-        whole = "".join(_line(line) for line in ({"fingerprint": fingerprint}, *kept))
-        if whole != text:
-            write_text(path, whole)
+        answer = hashlib.sha256(json.dumps([model, generate], sort_keys=True).encode()).hexdigest()
+        sheet = cls(path, fingerprints=dict.fromkeys(("loss", "general", "merge"), model) | {"answer": answer})
+        sheet._cache = ResponseCache(path)
+        for key, entry in sheet._cache.entries.items():
+            kind, number, fingerprint = [*key.split(":"), "", ""][:3]
+            if sheet.fingerprints.get(kind) == fingerprint:
+                sheet._take(kind, number, entry)
+            else:
+                sheet.outdated += kind == "answer"
         return sheet
 
     def lacks(self, questions: Questions) -> bool:
         """Whether something is left to ask."""
+        lacks_answers = questions.wants_answers and len(self.answers) < len(questions.rows)
+        if lacks_answers and self.outdated and not self.answers:
+            say(
+                f"{self.path}: {self.outdated} answers were written with other settings or versions, and are asked "
+                "for anew."
+            )
         return bool(
-            (questions.wants_losses and len(self.losses) < len(questions.rows))
-            or (questions.wants_answers and len(self.answers) < len(questions.rows))
+            lacks_answers
+            or (questions.wants_losses and len(self.losses) < len(questions.rows))
             or len(self.general_losses) < len(questions.general)
         )
 
-    def _take(self, line: Mapping[str, Any]) -> None:
-        kept = dict(line)
-        self.seconds += kept.pop("seconds", 0.0)
-        match kept:
-            case {"merge": merge}:
-                self.merge = merge
-            case {"general": row, "loss": loss}:
-                self.general_losses[row] = loss
-            case {"row": row, "loss": loss}:
-                self.losses[row] = loss
-            case {"row": row, **answer}:
-                self.answers[row] = Answer(**answer)
+    def add(self, kind: str, index: int, entry: Mapping[str, Any]) -> None:
+        """Keep one response: `loss`, `general`, `answer`, or `merge`."""
+        self._take(kind, str(index), entry)
+        self._cache.add(f"{kind}:{index}:{self.fingerprints[kind]}", entry)
 
-    def add(self, file: TextIO, line: dict[str, Any]) -> None:
-        """Keep one line, in memory and, flushed, in the file."""
-        self._take(line)
-        file.write(_line(line))
-        file.flush()
-
-
-def _line(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"
+    def _take(self, kind: str, number: str, entry: Mapping[str, Any]) -> None:
+        values = dict(entry)
+        seconds = values.pop("seconds", 0.0)
+        try:
+            if kind == "merge":
+                self.merge = values
+            elif kind == "answer":
+                self.answers[int(number)] = Answer(**values)
+            else:
+                (self.losses if kind == "loss" else self.general_losses)[int(number)] = float(values["loss"])
+        except (ValueError, TypeError, KeyError):
+            return  # damaged: requested again
+        self.seconds += seconds
 
 
 def fill_sheet(
@@ -160,20 +158,20 @@ def fill_sheet(
     """
     references = questions.rows if questions.wants_losses else []
     num_answers = len(questions.rows) if questions.wants_answers else 0
-    with sheet.path.open("a", encoding="utf-8", newline="\n") as file, _progress() as bar:
+    with _progress() as bar:
         say(f"{who}: {len(references)} references, {len(questions.general)} general rows, {num_answers} answers")
         began = time.perf_counter()
 
-        def add(line: dict[str, Any]) -> None:
+        def add(kind: str, index: int, entry: dict[str, Any]) -> None:
             nonlocal began
             now = time.perf_counter()
-            sheet.add(file, {**line, "seconds": round(now - began, 4)})
+            sheet.add(kind, index, {**entry, "seconds": round(now - began, 4)})
             began = now
 
         if merge:
-            add({"merge": merge})
-        for name, what, rows, known in (
-            ("row", "references", references, sheet.losses),
+            add("merge", 0, merge)
+        for kind, what, rows, known in (
+            ("loss", "references", references, sheet.losses),
             ("general", "general rows", questions.general, sheet.general_losses),
         ):
             for index in bar.track(range(len(rows)), description=f"{who}: {what}"):
@@ -184,7 +182,7 @@ def fill_sheet(
                             f"{who}: the loss on {what} is {loss} at number {index + 1}, so nothing can be said of it. "
                             "In fp16 a model may overflow: score it on the CPU with --train.use_cpu true."
                         )
-                    add({name: index, "loss": loss})
+                    add(kind, index, {"loss": loss})
         if questions.wants_answers:
             prompts = [row["input_ids"][: row["prompt_tokens"]] for row in questions.rows]
             task = bar.add_task(f"{who}: answers", total=len(prompts), completed=len(sheet.answers))
@@ -194,7 +192,7 @@ def fill_sheet(
                 seed=recipe.train["seed"], answered=known_answers, learnt_end=questions.learnt_end,
             )  # fmt: skip
             for index, answer in found:
-                add({"row": index, **asdict(answer)})
+                add("answer", index, asdict(answer))
                 bar.advance(task)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from alpacare_sft.review.endpoint import check_judge
 from alpacare_sft.review.judge import judge_answers
 from alpacare_sft.review.sheets import save_review_sheets
 from alpacare_sft.run.directory import RunDirectory, file_sha256, write_json, write_text
+from alpacare_sft.run.json_lines import format_json_lines
 from alpacare_sft.run.record import MODEL_PACKAGES, installed_versions
 from alpacare_sft.run.trained import trained_recipe
 from alpacare_sft.runtime import say
@@ -119,8 +119,8 @@ def _fill_sheets(folder: Path, questions: Questions, models: ComparedModels, rec
     told = models.describe(), installed_versions(MODEL_PACKAGES), device
     sheets: dict[str, AnswerSheet] = {}
     for who in ("base", "adapter") if recipe.evaluate.baseline else ("adapter",):
-        fingerprint = {"model": questions.fingerprint(who, *told), "generate": _deciding(recipe)}
-        sheet = AnswerSheet.open(folder / "answers" / f"{who}.jsonl", fingerprint)
+        model_fingerprint = questions.fingerprint(who, *told)
+        sheet = AnswerSheet.open(folder / "answers" / f"{who}.jsonl", model_fingerprint, _deciding(recipe))
         if sheet.lacks(questions):
             with told_memory():
                 model, merge = (models.base(), {}) if who == "base" else models.with_adapter(questions.rows)
@@ -141,7 +141,7 @@ def _deciding(recipe: Recipe) -> dict[str, Any]:
 
 def _save(folder: Path, scores: dict[str, Any], predictions: list[dict[str, Any]], recipe: Recipe) -> None:
     (folder / "judge.json").unlink(missing_ok=True)  # of other answers, for all that is known here
-    write_text(folder / "predictions.jsonl", "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions))
+    write_text(folder / "predictions.jsonl", format_json_lines(predictions))
     write_json(folder / "scores.json", scores)
     save_evaluation_report(folder / "report.html", scores, predictions, notice=recipe.safety.disclaimer)
 

@@ -34,6 +34,9 @@ class Reply:
     why: str = ""
     """What went wrong, if it failed."""
 
+    is_cached: bool = False
+    """Whether an earlier run asked for it."""
+
 
 def check_judge(judge: JudgeSection | None) -> None:
     """Refuse a judge whose key is not there, before the hour that answers may take.

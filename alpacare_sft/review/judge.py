@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from rich.progress import track
 from alpacare_sft.errors import RunError
 from alpacare_sft.recipe.sections import JudgeSection
 from alpacare_sft.review.endpoint import Reply, ask_judge, open_session
-from alpacare_sft.run.directory import write_text
+from alpacare_sft.run.json_lines import ResponseCache
 
 if TYPE_CHECKING:
     import requests
@@ -77,57 +76,18 @@ def judge_answers(
         )
     asked: list[tuple[Mapping[str, Any], tuple[Reply, Reply]]] = []
     replies: list[Reply] = []
-    known = _KeptReplies.open(kept)
+    cache = ResponseCache(kept)
     with open_session(judge) as session:
         for row in track(rows, "rows judged", console=Console(stderr=True)):
-            base_first = _reply(session, judge, row, "base", "adapter", known)
-            adapter_first = _reply(session, judge, row, "adapter", "base", known)
+            base_first = _reply(session, judge, row, "base", "adapter", cache)
+            adapter_first = _reply(session, judge, row, "adapter", "base", cache)
             asked.append((row, (base_first, adapter_first)))
             replies += asked[-1][1]
             if all(reply.kind == "failed" for reply in replies):
                 raise RunError(f"evaluate.judge.endpoint {judge.endpoint}: {replies[0].why}.")
             if all(reply.kind == "failed" for reply in replies[-FAILURES_IN_A_ROW:]):
                 break
-    return {**_summary(asked, len(rows), judge), "kept": known.used}
-
-
-@dataclass
-class _KeptReplies:
-    """Replies in a file that grows with each, so that a stop loses none that may have been paid for.
-
-    Attributes:
-        path: JSON Lines, or None to keep nothing.
-        replies: by fingerprint of what was asked of whom.
-        used: how many were not asked for again.
-    """
-
-    path: Path | None
-    replies: dict[str, Reply]
-    used: int = 0
-
-    @classmethod
-    def open(cls, path: Path | None) -> _KeptReplies:
-        """What a file holds; a line that is damaged or half-written is passed over."""
-        text = path.read_text(encoding="utf-8", errors="replace") if path and path.exists() else ""
-        replies = {}
-        for line in text.split("\n"):
-            try:
-                told = json.loads(line)
-                tokens = told["tokens"] and (int(told["tokens"][0]), int(told["tokens"][1]))
-                replies[str(told["fingerprint"])] = Reply(str(told["kind"]), tokens)
-            except (ValueError, KeyError, TypeError, IndexError):
-                continue
-        if path and text and not text.endswith("\n"):
-            write_text(path, text[: text.rfind("\n") + 1])
-        return cls(path, replies)
-
-    def add(self, fingerprint: str, reply: Reply) -> None:
-        """Keep a reply, unless it failed: that is asked again."""
-        if self.path is None or reply.kind == "failed":
-            return
-        line = json.dumps({"fingerprint": fingerprint, "kind": reply.kind, "tokens": reply.tokens})
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(line + "\n")
+    return {**_summary(asked, len(rows), judge), "kept": sum(reply.is_cached for reply in replies)}
 
 
 def _reply(
@@ -136,19 +96,19 @@ def _reply(
     row: Mapping[str, Any],
     first: str,
     second: str,
-    known: _KeptReplies,
+    cache: ResponseCache,
 ) -> Reply:
-    """The reply to one order of a pair, asked for if it is not known."""
+    """The reply to one order of a pair, from the cache if it was given before; a failed request is not cached."""
     prompt = row["prompt"]
     question = "\n\n".join(text for text in (prompt["instruction"], prompt["input"]) if text)
     content = QUESTION.format(question=question, a=row[first], b=row[second])
-    told = [judge.endpoint.rstrip("/"), judge.model, judge.temperature, row["id"], first, content]
-    fingerprint = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-    if fingerprint in known.replies:
-        known.used += 1
-        return known.replies[fingerprint]
+    request = [judge.endpoint.rstrip("/"), judge.model, judge.temperature, row["id"], first, content]
+    key = hashlib.sha256(json.dumps(request).encode()).hexdigest()
+    if entry := cache.entries.get(key):
+        return Reply(entry["kind"], tuple(entry["tokens"]) if entry["tokens"] else None, is_cached=True)
     reply = ask_judge(session, judge, content)
-    known.add(fingerprint, reply)
+    if reply.kind != "failed":
+        cache.add(key, {"kind": reply.kind, "tokens": reply.tokens})
     return reply
 
 
