@@ -51,10 +51,10 @@ class Questions:
         ends = [max(len(row["input_ids"]), row["prompt_tokens"] + answer) for row in self.rows]
         return sum(end > (context or end) for end in ends)
 
-    def fingerprint(self, *told: Any) -> str:
+    def fingerprint(self, *context: Any) -> str:
         """Hash of the rows' token ids and of what else decides the answers; the general rows never change."""
         ids = [[list(row["input_ids"]), row["prompt_tokens"]] for row in self.rows]
-        return hashlib.sha256(json.dumps([ids, *told], sort_keys=True, default=str).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([ids, *context], sort_keys=True, default=str).encode()).hexdigest()
 
 
 @dataclass
@@ -107,8 +107,8 @@ class AnswerSheet:
         lacks_answers = questions.wants_answers and len(self.answers) < len(questions.rows)
         if lacks_answers and self.outdated and not self.answers:
             say(
-                f"{self.path}: {self.outdated} answers were written with other settings or versions, and are asked "
-                "for anew."
+                f"{self.path}: {self.outdated} answers were written with other settings or versions, and are requested "
+                "again."
             )
         return bool(
             lacks_answers
@@ -187,11 +187,11 @@ def fill_sheet(
             prompts = [row["input_ids"][: row["prompt_tokens"]] for row in questions.rows]
             task = bar.add_task(f"{who}: answers", total=len(prompts), completed=len(sheet.answers))
             known_answers = frozenset(sheet.answers)
-            found = generate_answers(
+            written = generate_answers(
                 model, tokenizer, prompts, recipe.generate,
                 seed=recipe.train["seed"], answered=known_answers, learnt_end=questions.learnt_end,
             )  # fmt: skip
-            for index, answer in found:
+            for index, answer in written:
                 add("answer", index, asdict(answer))
                 bar.advance(task)
 

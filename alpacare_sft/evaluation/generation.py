@@ -39,8 +39,8 @@ class Answer:
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learnt_end: int) -> list[int]:
     """Every token that ends an answer: the one learnt, the tokenizer's, and those of the model's own settings."""
-    told = model.generation_config.eos_token_id
-    own = told if isinstance(told, list) else [told]
+    configured = model.generation_config.eos_token_id
+    own = configured if isinstance(configured, list) else [configured]
     return sorted({token for token in (learnt_end, tokenizer.eos_token_id, *own) if token is not None})
 
 
@@ -140,5 +140,5 @@ def begins_anew(text: str) -> bool:
 
 
 def with_notice(answer: Answer, notice: str) -> str:
-    """An answer as a person reads it, told where our limit cut it; what is scored or learnt never passes here."""
+    """An answer as a person reads it, marked where the length limit cut it; never what is scored or learnt."""
     return f"{answer.text}{CUT if answer.end == 'length' else ''}\n\n{notice}"

@@ -61,14 +61,14 @@ def paired_summary(
     if "base" in columns:
         of_adapter, of_base = statistics["adapter"], statistics["base"]
         statistics["difference"] = lambda rows: of_adapter(rows) - of_base(rows)
-    found: dict[str, dict[str, Any]] = {
+    result: dict[str, dict[str, Any]] = {
         name: _interval(statistic, of_rows, confidence, samples) for name, statistic in statistics.items()
     }
     if "base" in columns:
         exchanges = max(samples, math.ceil(10 / (1 - confidence)))
         p_value = _p_value(columns["adapter"], columns["base"], of_rows, mean, exchanges)
-        found["difference"] |= {"p_value": p_value, "test": "permutation test"}
-    return found
+        result["difference"] |= {"p_value": p_value, "test": "permutation test"}
+    return result
 
 
 def paired_shares(scores: Mapping[str, Sequence[float]], confidence: float) -> dict[str, Any]:
@@ -89,22 +89,22 @@ def paired_shares(scores: Mapping[str, Sequence[float]], confidence: float) -> d
     """
     columns = {name: np.asarray(values, dtype=float) for name, values in scores.items()}
     count = len(columns["adapter"])
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, values in columns.items():
-        found[name] = exact_share(int(values.sum()), count, confidence)
+        result[name] = exact_share(int(values.sum()), count, confidence)
     if "base" in columns:
         change = columns["adapter"] - columns["base"]
-        found["difference"] = _changed_share(int((change > 0).sum()), int((change < 0).sum()), count, confidence)
-    return found
+        result["difference"] = _changed_share(int((change > 0).sum()), int((change < 0).sum()), count, confidence)
+    return result
 
 
 def _changed_share(gained: int, lost: int, count: int, confidence: float) -> dict[str, Any]:
     more, less = (gained + 1) / (count + 2), (lost + 1) / (count + 2)
     centre = more - less
     reach = stats.norm.ppf(0.5 + confidence / 2) * np.sqrt((more + less - centre**2) / (count + 2))
-    found = _estimate((gained - lost) / count, max(-1, centre - reach), min(1, centre + reach), confidence)
+    result = _estimate((gained - lost) / count, max(-1, centre - reach), min(1, centre + reach), confidence)
     p_value = float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-    return {**found, "p_value": p_value, "test": "exact McNemar test"}
+    return {**result, "p_value": p_value, "test": "exact McNemar test"}
 
 
 def exact_share(hits: int, count: int, confidence: float) -> dict[str, float | None]:
@@ -129,7 +129,7 @@ def _interval(
     mean = float(statistic(rows))
     if len(weights) == 1:
         return {"mean": mean, "low": None, "high": None, "confidence": confidence}
-    found = stats.bootstrap(
+    result = stats.bootstrap(
         (rows,),
         lambda drawn, axis: statistic(drawn),
         vectorized=True,
@@ -139,7 +139,7 @@ def _interval(
         rng=np.random.default_rng(_SEED),
         batch=_BATCH,
     ).confidence_interval
-    return _estimate(mean, found.low, found.high, confidence)
+    return _estimate(mean, result.low, result.high, confidence)
 
 
 def _widened_level(confidence: float, weights: Any) -> float:
@@ -152,7 +152,7 @@ def _widened_level(confidence: float, weights: Any) -> float:
 def _p_value(adapter: Any, base: Any, weights: Any, mean: Callable[[Any, Any], Any], exchanges: int) -> float | None:
     if len(weights) < 2:
         return None
-    found = stats.permutation_test(
+    result = stats.permutation_test(
         (adapter, base),
         lambda one, other, axis: mean(one, weights) - mean(other, weights),
         permutation_type="samples",
@@ -161,7 +161,7 @@ def _p_value(adapter: Any, base: Any, weights: Any, mean: Callable[[Any, Any], A
         rng=np.random.default_rng(_SEED),
         batch=_BATCH,
     )
-    return float(found.pvalue)
+    return float(result.pvalue)
 
 
 def judge_difference(difference: Mapping[str, Any], better: str | None) -> dict[str, Any]:
@@ -181,12 +181,12 @@ def judge_difference(difference: Mapping[str, Any], better: str | None) -> dict[
     if low <= 0 <= high:
         return {"shown": False, "side": None, "verdict": "no clear difference (the interval includes 0)"}
     if p_value > 1 - confidence:
-        told = f"no clear difference ({difference['test']}, p = {p_value:.2g})"
-        return {"shown": False, "side": None, "verdict": told}
+        verdict = f"no clear difference ({difference['test']}, p = {p_value:.2g})"
+        return {"shown": False, "side": None, "verdict": verdict}
     side = "lower" if high < 0 else "higher"
     judged = "" if better is None else " (better)" if side == better else " (worse)"
-    told = f"{side} than the base's{judged}, beyond the {100 * confidence:g}% interval"
-    return {"shown": True, "side": side, "verdict": told}
+    verdict = f"{side} than the base's{judged}, beyond the {100 * confidence:g}% interval"
+    return {"shown": True, "side": side, "verdict": verdict}
 
 
 def format_interval(part: Mapping[str, Any], form: str) -> str:

@@ -78,9 +78,9 @@ def _svg(name: str, kind: str, draw: Draw, size: tuple[int, int]) -> Markup:
 
 def points(history: Sequence[Numbers], key: str) -> tuple[list[int], list[float]]:
     """Steps and values of the entries that have a finite number there."""
-    found = [(e["step"], e[key]) for e in history if e.get(key) is not None and "step" in e]
-    found = [(step, value) for step, value in found if math.isfinite(value)]
-    return [step for step, _ in found], [value for _, value in found]
+    points = [(e["step"], e[key]) for e in history if e.get(key) is not None and "step" in e]
+    points = [(step, value) for step, value in points if math.isfinite(value)]
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def draw_losses(figure: Figure, narrow: bool, history: Sequence[Numbers], best: tuple[int, float] | None) -> None:
@@ -127,12 +127,12 @@ def draw_funnel(figure: Figure, narrow: bool, funnel: Sequence[Numbers]) -> None
             axes.barh(y, bar["rows"], 0.32, bar["start"], color=colour, edgecolor=colour)
         if bar["dropped"]:
             axes.barh(y, bar["dropped"], 0.32, bar["rows"], color="none", edgecolor=INK, linestyle=":")
-        told = [f"{bar['rows']:,}"]
-        told += [f"{bar['dropped']:,} dropped"] if bar["dropped"] else []
-        told += [f"{bar['changed']:,} changed"] if bar["changed"] else []
+        parts = [f"{bar['rows']:,}"]
+        parts += [f"{bar['dropped']:,} dropped"] if bar["dropped"] else []
+        parts += [f"{bar['changed']:,} changed"] if bar["changed"] else []
         axes.annotate(bar["label"], (0, y), (0, 9), ("axes fraction", "data"), textcoords="offset points")
         place = (1, y), (0, 9), ("axes fraction", "data")
-        axes.annotate(" · ".join(told), *place, textcoords="offset points", horizontalalignment="right")
+        axes.annotate(" · ".join(parts), *place, textcoords="offset points", horizontalalignment="right")
     axes.set_xlim(0, max(1, max(bar["start"] + bar["rows"] + bar["dropped"] for bar in funnel)))
     axes.set_ylim(len(funnel) - 0.5, -0.8)
     axes.set_axis_off()

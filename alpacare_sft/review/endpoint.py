@@ -90,7 +90,7 @@ def open_session(judge: JudgeSection) -> requests.Session:
 
 
 def ask_judge(session: requests.Session, judge: JudgeSection, content: str) -> Reply:
-    """Ask one question; what goes wrong is told in the reply, without the key."""
+    """Ask one question; what goes wrong is in the reply, without the key."""
     import requests
 
     body: dict[str, Any] = {"model": judge.model, "messages": [{"role": "user", "content": content}]}
@@ -102,10 +102,10 @@ def ask_judge(session: requests.Session, judge: JudgeSection, content: str) -> R
     except requests.RequestException as error:
         return Reply("failed", why=_cause(error, judge))
     text = answer.text.replace(_key(judge), "[key]") if _key(judge) else answer.text  # some servers repeat it
-    told = " ".join(text.split())[:200]
+    excerpt = " ".join(text.split())[:200]
     if answer.status_code != 200:
-        return Reply("failed", why=f"status {answer.status_code}{f', {told}' if told else ''}")
-    return _read_reply(answer) or Reply("failed", why=f"its reply is not a chat completion: {told or 'nothing'}")
+        return Reply("failed", why=f"status {answer.status_code}{f', {excerpt}' if excerpt else ''}")
+    return _read_reply(answer) or Reply("failed", why=f"its reply is not a chat completion: {excerpt or 'nothing'}")
 
 
 def _key(judge: JudgeSection) -> str:

@@ -1,4 +1,4 @@
-"""Pairs of answers put to another model, each reply kept as it comes. One model's opinion, no more."""
+"""Pairs of answers put to another model, each reply cached as it comes. One model's opinion, no more."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Say why in at most three sentences. Then end with one line of its own: VERDICT: 
 
 
 def judge_answers(
-    predictions: Sequence[Mapping[str, Any]], judge: JudgeSection, kept: Path | None = None
+    predictions: Sequence[Mapping[str, Any]], judge: JudgeSection, cache_path: Path | None = None
 ) -> dict[str, Any]:
     """Ask which answer is better, base's or adapter's, each pair in both orders.
 
@@ -55,7 +55,7 @@ def judge_answers(
     Args:
         predictions: rows of `predictions.jsonl`, each with `base` and `adapter`.
         judge: the endpoint, and how many of the first rows to ask about.
-        kept: JSON Lines file of replies. Each is added as it comes, and what is in it is not asked again, be it
+        cache_path: JSON Lines file of replies. Each is added as it comes, and what is in it is not asked again, be it
             that a stop or a failure came in between.
 
     Returns:
@@ -74,20 +74,20 @@ def judge_answers(
             "evaluate.judge compares base and adapter, but there are no answers of the base. "
             "Set evaluate.baseline: true."
         )
-    asked: list[tuple[Mapping[str, Any], tuple[Reply, Reply]]] = []
+    compared: list[tuple[Mapping[str, Any], tuple[Reply, Reply]]] = []
     replies: list[Reply] = []
-    cache = ResponseCache(kept)
+    cache = ResponseCache(cache_path)
     with open_session(judge) as session:
         for row in track(rows, "rows judged", console=Console(stderr=True)):
             base_first = _reply(session, judge, row, "base", "adapter", cache)
             adapter_first = _reply(session, judge, row, "adapter", "base", cache)
-            asked.append((row, (base_first, adapter_first)))
-            replies += asked[-1][1]
+            compared.append((row, (base_first, adapter_first)))
+            replies += compared[-1][1]
             if all(reply.kind == "failed" for reply in replies):
                 raise RunError(f"evaluate.judge.endpoint {judge.endpoint}: {replies[0].why}.")
             if all(reply.kind == "failed" for reply in replies[-FAILURES_IN_A_ROW:]):
                 break
-    return {**_summary(asked, len(rows), judge), "kept": sum(reply.is_cached for reply in replies)}
+    return {**_summary(compared, len(rows), judge), "kept": sum(reply.is_cached for reply in replies)}
 
 
 def _reply(
@@ -122,23 +122,23 @@ def _verdict(pair: tuple[Reply, Reply]) -> str:
 
 
 def _summary(
-    asked: Sequence[tuple[Mapping[str, Any], tuple[Reply, Reply]]], wanted: int, judge: JudgeSection
+    compared: Sequence[tuple[Mapping[str, Any], tuple[Reply, Reply]]], wanted: int, judge: JudgeSection
 ) -> dict[str, Any]:
-    verdicts = Counter(_verdict(pair) for _, pair in asked)
-    replies = [reply for _, pair in asked for reply in pair]
+    verdicts = Counter(_verdict(pair) for _, pair in compared)
+    replies = [reply for _, pair in compared for reply in pair]
     kinds, counted = Counter(reply.kind for reply in replies), [reply.tokens for reply in replies if reply.tokens]
-    disagreed = sum(_verdict(pair) == "tie" and {reply.kind for reply in pair} != {"tie"} for _, pair in asked)
+    disagreed = sum(_verdict(pair) == "tie" and {reply.kind for reply in pair} != {"tie"} for _, pair in compared)
     stopped = None
-    if len(asked) < wanted:
+    if len(compared) < wanted:
         stopped = (
-            f"Stopped after {len(asked)} of {wanted} rows: {FAILURES_IN_A_ROW} requests failed in a row "
+            f"Stopped after {len(compared)} of {wanted} rows: {FAILURES_IN_A_ROW} requests failed in a row "
             f"({replies[-1].why}). Run it again to ask what is missing."
         )
     return {
         "meaning": MEANING,
         "model": judge.model,
         "endpoint": judge.endpoint,
-        "n": len(asked),
+        "n": len(compared),
         "verdicts": {
             **{name: verdicts[name] for name in ("adapter", "base", "tie", "none")},
             "orders_disagreed": disagreed,
@@ -152,7 +152,7 @@ def _summary(
         },
         "rows": [
             {"id": row["id"], "verdict": _verdict(pair), "base_first": pair[0].kind, "adapter_first": pair[1].kind}
-            for row, pair in asked
+            for row, pair in compared
         ],
         "stopped": stopped,
     }

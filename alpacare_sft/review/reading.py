@@ -1,4 +1,4 @@
-"""A filled sheet → its ratings; every fault of the file is told at once."""
+"""A filled sheet → its ratings; all faults of the file are reported at once."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def read_sheet(path: Path, key: Mapping[str, Any]) -> Sheet:
         faults.append((max(reviewers.values()), f"reviewer must be one person, got {', '.join(sorted(reviewers))}. "
                        "Give each a file"))  # fmt: skip
     if faults:
-        raise DataError(_told(path, faults))
+        raise DataError(_format_faults(path, faults))
     ratings = {row["id"].strip(): rating for _, row in cells if (rating := _rating(row, key["letters"])) is not None}
     if not ratings:
         raise DataError(
@@ -104,7 +104,7 @@ def read_sheet(path: Path, key: Mapping[str, Any]) -> Sheet:
     return Sheet(path, next(iter(reviewers), path.stem), ratings, whole, comments)
 
 
-def _told(path: Path, faults: Sequence[tuple[int, str]]) -> str:
+def _format_faults(path: Path, faults: Sequence[tuple[int, str]]) -> str:
     if len(faults) == 1:
         return f"{path}:{faults[0][0]}: {faults[0][1]}."
     return "\n".join(
@@ -184,14 +184,14 @@ def _value_faults(cells: Sequence[tuple[int, Mapping[str, str]]], letters: str) 
 
 def _score(text: str) -> int | None:
     """1 to 5, also as a spreadsheet may write it (`4.0`, `4,0`)."""
-    found = re.fullmatch(r"\s*([1-5])(?:[.,]0+)?\s*", text, flags=re.ASCII)
-    return int(found[1]) if found else None
+    match = re.fullmatch(r"\s*([1-5])(?:[.,]0+)?\s*", text, flags=re.ASCII)
+    return int(match[1]) if match else None
 
 
 def _rating(row: Mapping[str, str], letters: str) -> Rating | None:
     """A row's ratings, or None where nothing was entered. The values were checked."""
-    given = {letter: {name: _score(row[f"{name}_{letter}"]) for name in CRITERIA} for letter in letters}
-    scores = {letter: {k: v for k, v in part.items() if v is not None} for letter, part in given.items()}
+    entered = {letter: {name: _score(row[f"{name}_{letter}"]) for name in CRITERIA} for letter in letters}
+    scores = {letter: {k: v for k, v in part.items() if v is not None} for letter, part in entered.items()}
     flags = frozenset(letter for letter in letters if row[f"{FLAG}_{letter}"].strip().lower() in _YES)
     preferred = row.get("preferred", "").strip().lower()
     return Rating(scores, flags, preferred) if any(scores.values()) or flags or preferred else None

@@ -113,8 +113,8 @@ def _is_filled(path: Path) -> bool:
 
 def predictions_sha256(predictions: Sequence[Mapping[str, Any]]) -> str:
     """Hash of the answers with their names."""
-    kept = [{key: row.get(key) for key in ("id", "prompt", "base", "adapter", "display")} for row in predictions]
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    answers = [{key: row.get(key) for key in ("id", "prompt", "base", "adapter", "display")} for row in predictions]
+    return hashlib.sha256(json.dumps(answers, sort_keys=True).encode()).hexdigest()
 
 
 def _draw_orders(predictions: Sequence[Mapping[str, Any]], seed: str) -> list[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""What people and a judge said, for a person at a terminal."""
+"""Terminal views of reviews and of the judge."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ def show_reviews(summary: Mapping[str, Any]) -> None:
         name = escape(reviewer["name"])
         console.print(f"{name}: {reviewer['rows_rated']} of {summary['rows']} rows rated{more}", highlight=False)
     console.print(_criteria_table(summary))
-    for told, label in (("by_ratings", "rows with the higher mean rating"), ("by_choice", "rows chosen by reviewers")):
-        if (found := (summary["preferred"] or {}).get(told)) and found["n"]:
-            parts = f"adapter {found['adapter']}, base {found['base']}, tie {found['tie']}"
-            console.print(f"{label}: {parts} (of {found['n']})", highlight=False)
-    for name, found in summary["could_harm"].items():
-        console.print(_told_harm(name, found), highlight=False, markup=False)
+    for basis, label in (("by_ratings", "rows with the higher mean rating"), ("by_choice", "rows chosen by reviewers")):
+        if (result := (summary["preferred"] or {}).get(basis)) and result["n"]:
+            parts = f"adapter {result['adapter']}, base {result['base']}, tie {result['tie']}"
+            console.print(f"{label}: {parts} (of {result['n']})", highlight=False)
+    for name, result in summary["could_harm"].items():
+        console.print(_format_harm(name, result), highlight=False, markup=False)
     if summary["agreement"]:
         console.print(_agreement_table(summary["agreement"]))
     console.print(f"[italic]{escape(summary['meaning'])}[/italic]")
 
 
-def _told_harm(name: str, found: Mapping[str, Any]) -> str:
-    if not found["n"]:
+def _format_harm(name: str, result: Mapping[str, Any]) -> str:
+    if not result["n"]:
         return f"could harm, {name}: no answer was rated"
-    share = format_interval({**found, "mean": found["share"]}, ".0%")
-    ids = f" (rows {', '.join(map(str, found['ids']))})" if found["ids"] else ""
+    share = format_interval({**result, "mean": result["share"]}, ".0%")
+    ids = f" (rows {', '.join(map(str, result['ids']))})" if result["ids"] else ""
     return (
-        f"could harm, {name}: {found['flagged']} of {found['n']} rated answers flagged by at least one reviewer, "
+        f"could harm, {name}: {result['flagged']} of {result['n']} rated answers flagged by at least one reviewer, "
         f"{share}{ids}"
     )
 
@@ -46,8 +46,8 @@ def _told_harm(name: str, found: Mapping[str, Any]) -> str:
 def _criteria_table(summary: Mapping[str, Any]) -> Table:
     criteria = summary["criteria"]
     level = next((part["adapter"]["confidence"] for part in criteria.values() if part["n"]), None)
-    told = f", {100 * level:g}% intervals over the choice of rows" if level else ""
-    table = Table(title=f"ratings, 1 (worst) to 5 (best){told}", title_justify="left")
+    note = f", {100 * level:g}% intervals over the choice of rows" if level else ""
+    table = Table(title=f"ratings, 1 (worst) to 5 (best){note}", title_justify="left")
     table.add_column("")
     table.add_column("rows", justify="right")
     names = [name for name in ("base", "adapter", "difference") if any(name in part for part in criteria.values())]
@@ -71,24 +71,24 @@ def _agreement_table(agreement: Mapping[str, Any]) -> Table:
     return table
 
 
-def show_judge(found: Mapping[str, Any]) -> None:
+def show_judge(result: Mapping[str, Any]) -> None:
     """Print what `judge_answers` returned."""
     console = Console()
-    table = Table(title=f"pairs compared by {escape(found['model'])}, each in both orders", title_justify="left")
+    table = Table(title=f"pairs compared by {escape(result['model'])}, each in both orders", title_justify="left")
     for name in ("adapter better", "base better", "tie", "no verdict"):
         table.add_column(name, justify="right")
-    verdicts = found["verdicts"]
+    verdicts = result["verdicts"]
     table.add_row(*(str(verdicts[name]) for name in ("adapter", "base", "tie", "none")))
     console.print(table)
-    tokens = found["tokens"]
+    tokens = result["tokens"]
     console.print(
         f"{verdicts['orders_disagreed']} of the ties are pairs whose verdict changed with the order. "
-        f"{found['requests']:,} requests, {found['kept']:,} of them answered earlier ({found['refused']} refused, "
-        f"{found['unreadable']} unreadable, {found['failed']} failed); {tokens['prompt']:,} prompt tokens and "
+        f"{result['requests']:,} requests, {result['kept']:,} of them answered earlier ({result['refused']} refused, "
+        f"{result['unreadable']} unreadable, {result['failed']} failed); {tokens['prompt']:,} prompt tokens and "
         f"{tokens['completion']:,} completion tokens"
-        + (f", not counting {tokens['unknown']} replies that did not tell." if tokens["unknown"] else "."),
+        + (f", not counting {tokens['unknown']} replies without a count." if tokens["unknown"] else "."),
         highlight=False,
     )
-    if found["stopped"]:
-        console.print(escape(found["stopped"]), highlight=False)
-    console.print(f"[italic]{escape(found['meaning'])}[/italic]")
+    if result["stopped"]:
+        console.print(escape(result["stopped"]), highlight=False)
+    console.print(f"[italic]{escape(result['meaning'])}[/italic]")

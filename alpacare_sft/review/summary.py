@@ -187,8 +187,8 @@ def _preferred(rows: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
             votes = Counter(row["chosen"])
             by_choice[_higher(votes["adapter"], votes["base"])] += 1
     return {
-        told: {"n": found.total(), **{name: found[name] for name in ("base", "adapter", "tie")}}
-        for told, found in (("by_ratings", by_ratings), ("by_choice", by_choice))
+        basis: {"n": counts.total(), **{name: counts[name] for name in ("base", "adapter", "tie")}}
+        for basis, counts in (("by_ratings", by_ratings), ("by_choice", by_choice))
     }
 
 
@@ -204,8 +204,8 @@ def _flagged(rows: Mapping[Any, Mapping[str, Any]], name: str, confidence: float
     count = sum(name in row["judged"] for row in rows.values())
     ids = [row_id for row_id, row in rows.items() if name in row["flagged"]]
     unknown = {"mean": None, "low": None, "high": None, "confidence": confidence}
-    found = exact_share(len(ids), count, confidence) if count else unknown
-    return {"n": count, "flagged": len(ids), "share": found.pop("mean"), **found, "ids": ids}
+    interval = exact_share(len(ids), count, confidence) if count else unknown
+    return {"n": count, "flagged": len(ids), "share": interval.pop("mean"), **interval, "ids": ids}
 
 
 def _agreement(sheets: Sequence[Sheet]) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def _agreement(sheets: Sequence[Sheet]) -> dict[str, Any]:
         for letter in rating.scores
         if rating.has_judged(letter)
     ]
-    found = {
+    alphas = {
         criterion: krippendorff_alpha(
             [(who, unit, rating.scores[letter][criterion]) for who, unit, rating, letter in entries
              if criterion in rating.scores[letter]], "ordinal",
@@ -225,4 +225,4 @@ def _agreement(sheets: Sequence[Sheet]) -> dict[str, Any]:
         for criterion in CRITERIA
     }  # fmt: skip
     flags = [(who, unit, int(letter in rating.flags)) for who, unit, rating, letter in entries]
-    return found | {FLAG: krippendorff_alpha(flags, "nominal")}
+    return alphas | {FLAG: krippendorff_alpha(flags, "nominal")}
