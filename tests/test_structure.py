@@ -45,6 +45,7 @@ ORDER = [
     "data",
     "data.files",
     "data.load",
+    "data.equality",
     "data.clean",
     "data.near_duplicates",
     "data.split",

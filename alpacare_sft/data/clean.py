@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.recipe.sections import TEXT_COLUMNS, CleanSection
+from alpacare_sft.data.equality import copy_key
+from alpacare_sft.recipe.sections import ROW_COLUMNS, TEXT_COLUMNS, CleanSection
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,7 +52,7 @@ def _steps(clean: CleanSection) -> Iterator[tuple[str, Step]]:
     if clean.drop_missing:
         yield "drop_missing", _drop_where(_is_missing)
     if clean.drop_duplicates:
-        yield "drop_duplicates", _drop_duplicates
+        yield "drop_duplicates", _drop_duplicates(str)
     if clean.strip:
         yield "strip", _change(strip)
     if clean.collapse_whitespace:
@@ -65,7 +66,7 @@ def _steps(clean: CleanSection) -> Iterator[tuple[str, Step]]:
     if clean.no_input_marks:
         yield "no_input_marks", _change(blank_marks, columns=("input",), marks=tuple(clean.no_input_marks))
     if clean.drop_duplicates:
-        yield "drop_duplicates_after_cleaning", _drop_duplicates
+        yield "drop_duplicates_after_cleaning", _drop_duplicates(copy_key)
 
 
 def _collapse(clean: CleanSection) -> Callable[[str], str]:
@@ -141,12 +142,15 @@ def _drop_where(drop: Callable[..., bool], **options: Any) -> Step:
     return step
 
 
-def _drop_duplicates(rows: Dataset, num_proc: int | None) -> tuple[Dataset, int]:
-    """Keep the first of each (instruction, input, output); needs all rows at once, so one process."""
-    first: dict[tuple[str, str, str], int] = {}
-    for index, key in enumerate(zip(*(rows[column] for column in TEXT_COLUMNS), strict=True)):
-        first.setdefault(tuple(text or "" for text in key), index)  # type: ignore[arg-type]
-    return (rows if len(first) == len(rows) else rows.select(list(first.values()))), 0
+def _drop_duplicates(key: Callable[[str], str]) -> Step:
+    """Keep the first of the rows whose texts have equal keys; needs all rows at once, so one process."""
+
+    def step(rows: Dataset, num_proc: int | None) -> tuple[Dataset, int]:
+        columns = [[key(text or "") for text in rows[name][:]] for name in ROW_COLUMNS[1:] if name in rows.column_names]
+        first = {row: index for index, row in reversed(list(enumerate(zip(*columns, strict=True))))}
+        return (rows if len(first) == len(rows) else rows.select(sorted(first.values()))), 0
+
+    return step
 
 
 def _change(change: Callable[..., str], columns: tuple[str, ...] = TEXT_COLUMNS, **options: Any) -> Step:

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.clean import clean_rows
+from alpacare_sft.data.equality import question_keys
 from alpacare_sft.data.load import load_rows, show_progress
 from alpacare_sft.data.near_duplicates import find_near_duplicates
 from alpacare_sft.data.split import SPLITS, split_rows
@@ -177,7 +178,7 @@ def _quantiles(values: Sequence[int]) -> dict[str, float]:
 
 def _count_shared_questions(splits: Mapping[str, Dataset]) -> int:
     """Questions (instruction and input) that stand in more than one split; the draw makes it 0."""
-    questions = [set(zip(rows["instruction"], rows["input"], strict=True)) for rows in splits.values()]
+    questions = [set(question_keys(rows)) for rows in splits.values()]
     return sum(len(questions[a] & questions[b]) for a in range(3) for b in range(a))
 
 

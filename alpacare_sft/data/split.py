@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from alpacare_sft.data.equality import question_keys
 from alpacare_sft.errors import DataError
 from alpacare_sft.recipe.sections import SplitsSection
 
@@ -16,10 +17,10 @@ SPLITS = ("train", "validation", "test")
 
 
 def split_rows(rows: Dataset, splits: SplitsSection, seed: int) -> dict[str, Dataset]:
-    """Draw the splits at random, in groups of rows with the same instruction and input.
+    """Draw the splits at random, in groups of rows with the same question.
 
-    The order of the draw is that of SHA-256 over the seed and the group's text, so it depends on
-    nothing but these. The test split is drawn first, then validation, then train: a recipe with
+    The order of the draw is that of SHA-256 over the seed and the text of the group's first row, so it
+    depends on nothing but these. The test split is drawn first, then validation, then train: a recipe with
     more training rows keeps its test rows.
 
     Args:
@@ -34,10 +35,12 @@ def split_rows(rows: Dataset, splits: SplitsSection, seed: int) -> dict[str, Dat
         DataError: if there are too few rows.
     """
     sizes = _sizes(len(rows), splits)
-    groups: dict[str, list[int]] = {}
-    for index, (instruction, given) in enumerate(zip(rows["instruction"], rows["input"], strict=True)):
-        groups.setdefault(_draw_key(seed, instruction, given or ""), []).append(index)
-    pool = [groups[key] for key in sorted(groups)]
+    groups: dict[tuple[str, str], list[int]] = {}
+    for index, key in enumerate(question_keys(rows)):
+        groups.setdefault(key, []).append(index)
+    instructions, inputs = rows["instruction"][:], rows["input"][:]  # whole columns: one row at a time is slow
+    # By the text itself and not by its key, so that rows of one spelling are drawn as they always were.
+    pool = sorted(groups.values(), key=lambda group: _draw_key(seed, instructions[group[0]], inputs[group[0]] or ""))
     chosen: dict[str, list[int]] = {}
     for name in reversed(SPLITS):
         chosen[name], pool = _take(pool, sizes[name])

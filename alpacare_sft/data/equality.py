@@ -1,0 +1,50 @@
+"""When two texts count as the same: copies of a row, one question in two spellings, one model by two names."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Signs that keyboards, fonts and PDF readers write in place of one another. Micro, ohm and angstrom signs are not
+# here: NFC and case folding already make them the letters μ, ω and å.
+_SAME_SIGN = str.maketrans(
+    {
+        **dict.fromkeys("\u00ba\u02da", "\u00b0"),  # masculine ordinal, ring above: degree
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"),  # hyphens, short dashes, minus
+        **dict.fromkeys("\u00ad\u200b\u2060\ufeff\ufe0e\ufe0f"),  # not printed: soft hyphen, zero-width spaces, variants
+    }
+)
+
+
+def copy_key(text: str) -> str:
+    """What two texts share if they are copies: NFC, with each run of white space as one space."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def question_key(text: str) -> str:
+    """What two spellings of one question share: `copy_key` without case, and one sign for those that look alike.
+
+    Never NFKC, which makes 10⁶ and 106 the same. Source: Unicode Standard, D145, canonical caseless matching.
+    """
+    if not text.isascii():
+        text = unicodedata.normalize("NFD", text).translate(_SAME_SIGN)
+    return copy_key(text.casefold())
+
+
+def question_keys(rows: Dataset) -> list[tuple[str, str]]:
+    """Keys of instruction and input of each row."""
+    columns = zip(rows["instruction"][:], rows["input"][:], strict=True)
+    return [(question_key(instruction), question_key(given or "")) for instruction, given in columns]
+
+
+def is_same_model(name: str, other: str) -> bool:
+    """Whether two names are one: directories by where they lead, repositories of the Hub without case."""
+    places = [Path(one).expanduser() for one in (name, other)]
+    if any(place.is_dir() for place in places):
+        return name == other or places[0].resolve() == places[1].resolve()
+    is_repository = name.count("/") <= 1 and not name.startswith((".", "/", "~"))
+    return name == other or (is_repository and name.casefold() == other.casefold())
