@@ -77,6 +77,9 @@ def build_parser() -> argparse.ArgumentParser:
             sub.add_argument("--limit", type=int, metavar="N", help="score the first N rows only")
             sub.add_argument("--rows", metavar="FILE", help="score the rows of a file instead of the test split")
             sub.add_argument("--adapter", metavar="PATH|HUB_ID", help="score another adapter of the same base")
+            sub.add_argument(
+                "--same-base", action="store_true", help="the base that --adapter names is this one (a mirror, a copy)"
+            )
     return parser
 
 
@@ -149,7 +152,13 @@ def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         from alpacare_sft.evaluation.scoreboard import show_evaluation
 
         with stopped_by_signals():
-            found = evaluate(recipe, limit=options.limit, rows=options.rows, adapter=options.adapter)
+            found = evaluate(
+                recipe,
+                limit=options.limit,
+                rows=options.rows,
+                adapter=options.adapter,
+                same_base=options.same_base,
+            )
         show_evaluation(found)
     elif options.verb == "review":
         from alpacare_sft.review.summary import review_answers

@@ -142,6 +142,28 @@ def test_cleaning_makes_copies_and_drops_them() -> None:
     assert steps == [("drop_duplicates", 0, 0), ("strip", 0, 1), ("drop_duplicates_after_cleaning", 1, 0)]
 
 
+def test_copies_in_another_unicode_form_are_dropped_and_other_spellings_stay() -> None:
+    rows = [
+        ("Fie\u0300vre de 38 °C?", "", "Oui."),
+        ("Fièvre de 38\xa0°C?", "", "Oui."),
+        ("fièvre de 38 °C?", "", "Oui."),
+    ]
+    kept, steps = cleaned([*rows, ("10⁶", "", "Oui."), ("106", "", "Oui.")], drop_duplicates=True)
+    assert kept == [rows[0], rows[2], ("10⁶", "", "Oui."), ("106", "", "Oui.")]
+    assert steps == [("drop_duplicates", 0, 0), ("drop_duplicates_after_cleaning", 1, 0)]
+
+
+def test_a_row_with_another_system_turn_is_no_copy() -> None:
+    from datasets import Dataset
+
+    texts = {"instruction": "a", "input": "", "output": "b"}
+    rows = [
+        {"id": n, "system": system, **texts} for n, system in enumerate(["Be brief.", None, "Be brief.", "Be kind."])
+    ]
+    kept, _ = clean_rows(Dataset.from_list(rows), CleanSection(**{**OFF, "drop_duplicates": True}))
+    assert list(kept["id"]) == [0, 1, 3]
+
+
 def test_short_rows_are_dropped_by_characters_and_not_bytes() -> None:
     rows = [("糖尿病とは?", "", "a" * 6), ("a" * 5, "", "a" * 9), ("a" * 9, "", "b" * 5)]
     assert cleaned(rows, min_characters=6) == (rows[:1], [("min_characters", 2, 0)])

@@ -335,6 +335,28 @@ def test_rows_that_were_trained_on_are_refused(trained: Recipe) -> None:
         evaluate(trained, rows=str(trained.output_dir / "data" / "train.jsonl"))
 
 
+def test_rows_that_were_trained_on_in_another_spelling_are_refused(
+    trained: Recipe, write_rows: Callable[..., Path]
+) -> None:
+    rows = [json.loads(line) for line in (trained.output_dir / "data" / "train.jsonl").open(encoding="utf-8")][:3]
+    rows = [{**row, "instruction": row["instruction"].upper().replace(" ", "\xa0"), "output": "Other."} for row in rows]
+    rows.append({"instruction": "Where is bone 1?", "input": "", "output": "In the arm."})
+    with pytest.raises(DataError, match=r"3 of 4 questions were trained on"):
+        evaluate(trained, rows=str(write_rows(rows, "respelt.jsonl")))
+
+
+def test_an_adapter_of_the_base_by_another_name_is_scored_if_told_so(trained: Recipe, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(trained.output_dir / "adapter", other)
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "some/mirror"}))
+    with pytest.raises(ModelError, match=r"add --same-base; else score it with a recipe of its own base"):
+        evaluate(trained, adapter=str(other), limit=1)
+    result = evaluate(trained, adapter=str(other), limit=1, same_base=True)
+    assert result.scores["model"]["adapter_base"] == "some/mirror"
+    assert "--same-base" in (result.folder / "report.html").read_text(encoding="utf-8")
+
+
 def test_another_adapter_is_scored_and_one_of_another_base_refused(trained: Recipe, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(trained.output_dir / "adapter", other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,6 +82,35 @@ def test_the_draw_is_the_same_on_every_machine() -> None:
     order = [1, 8, 5, 3, 4, 2, 0, 7, 6, 9]  # by SHA-256 of "42\0question n\0input n % 3"
     splits = {"train": order[4:9], "validation": order[2:4], "test": order[:2]}
     assert drawn(dataset([1] * 10), 5, 2, 2) == splits
+
+
+SPELLINGS = [unicodedata.normalize("NFD", "Où siège la fièvre ?"), "Où siège la fièvre ?", "OÙ SIÈGE\xa0LA FIÈVRE ?"]
+
+
+def respelt(first: str, *others: str) -> Any:
+    """Ten rows of a spelling each, then other spellings of the first row's question."""
+    from datasets import Dataset
+
+    texts = [
+        (first, "5 µg"),
+        *((f"question {n}", f"input {n % 3}") for n in range(9)),
+        *((text, "5 μg") for text in others),
+    ]
+    return Dataset.from_list([{"id": n, "instruction": text, "input": given} for n, (text, given) in enumerate(texts)])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_spellings_of_one_question_never_stand_in_two_splits(seed: int) -> None:
+    splits = drawn(respelt(*SPELLINGS), 6, 3, 3, seed)
+    assert [sum(row in (0, 10, 11) for row in ids) for ids in splits.values() if set(ids) & {0, 10, 11}] == [3]
+
+
+def test_a_group_is_drawn_by_the_text_of_its_first_row() -> None:
+    alone = drawn(respelt(SPELLINGS[0]), 4, 3, 3)
+    order = [row for name in ("test", "validation", "train") for row in alone[name]]
+    group = drawn(respelt(*SPELLINGS), 12, 0, 0)["train"]
+    assert [row for row in group if row < 10] == order
+    assert group[group.index(0) :][:3] == [0, 10, 11]
 
 
 def test_another_seed_draws_other_rows() -> None:

@@ -15,7 +15,9 @@ _SAME_SIGN = str.maketrans(
     {
         **dict.fromkeys("\u00ba\u02da", "\u00b0"),  # masculine ordinal, ring above: degree
         **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"),  # hyphens, short dashes, minus
-        **dict.fromkeys("\u00ad\u200b\u2060\ufeff\ufe0e\ufe0f"),  # not printed: soft hyphen, zero-width spaces, variants
+        **dict.fromkeys(
+            "\u00ad\u200b\u2060\ufeff\ufe0e\ufe0f"
+        ),  # not printed: soft hyphen, zero-width spaces, variants
     }
 )
 

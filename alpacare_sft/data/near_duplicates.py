@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -93,7 +94,10 @@ def _patterns() -> dict[str, Any]:
     """
     import regex
 
-    word, unspaced = r"[\p{L}\p{N}_][\p{Mn}\p{Mc}]*", r"[\p{Ideographic}\p{Hiragana}\p{WB=Katakana}\p{LB=Complex_Context}]"
+    word, unspaced = (
+        r"[\p{L}\p{N}_][\p{Mn}\p{Mc}]*",
+        r"[\p{Ideographic}\p{Hiragana}\p{WB=Katakana}\p{LB=Complex_Context}]",
+    )
     return {
         "unspaced": regex.compile(unspaced),
         "character": regex.compile(word),
@@ -121,11 +125,12 @@ def _words(runs: list[str]) -> Iterator[str]:
 def _seen_fraction(questions: list[str]) -> float | None:
     """Share of the characters that are compared, white space and punctuation counted on neither side.
 
-    Not compared are signs (%, ±, emoji) and private-use characters. None if there is no character.
+    Not compared are signs (%, ±, emoji) and private-use characters. Rounded down, so that 1 means all; None
+    if there is no character.
     """
     read = sum(len(run) for text in questions for run in _runs(text))
     signs = sum(len(run) for text in questions for run in _patterns()["sign"].findall(text))
-    return read / (read + signs) if read + signs else None
+    return math.floor(1000 * read / (read + signs)) / 1000 if read + signs else None
 
 
 def _questions(rows: Dataset, constants: Mapping[str, str]) -> list[str]:

@@ -14,9 +14,10 @@ from alpacare_sft.model.adapter import (
     attach_adapter,
     find_adapter,
     merge_adapter,
-    refuse_other_base,
+    other_base,
 )
 from alpacare_sft.model.base import context_tokens, load_base_model, load_tokenizer
+from alpacare_sft.runtime import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,9 +41,12 @@ class ComparedModels:
         recipe: the one given now, for the device and its precision.
         run: of the adapter.
         adapter: a directory or Hub repository in the place of the run's own.
+        same_base: take the base that `adapter` names for the run's.
     """
 
-    def __init__(self, trained: Recipe, recipe: Recipe, run: RunDirectory, adapter: str | None = None) -> None:
+    def __init__(
+        self, trained: Recipe, recipe: Recipe, run: RunDirectory, adapter: str | None = None, same_base: bool = False
+    ) -> None:
         self._identity: dict[str, Any] = run.read_record()["base_model"]
         revision = self._identity["revision"] or trained.model.model_revision  # the commit, if the base has one
         self._section = dataclasses.replace(trained.model, dtype="auto", model_revision=revision)
@@ -52,9 +56,12 @@ class ComparedModels:
         self._use_cpu = recipe.train["use_cpu"]
         # The hardware's own, whatever the training used: an adapter made on a GPU can be scored without one.
         self._dtype = runtime.resolve_precision({"fp16": False, "bf16": None, "use_cpu": self._use_cpu}).dtype
-        self._folder = find_adapter(adapter) if adapter else run.adapter
+        self._folder, self._other_base = run.adapter, None
         if adapter:
-            refuse_other_base(adapter, self._folder, self._identity["name"])
+            self._folder = find_adapter(adapter)
+            self._other_base = other_base(adapter, self._folder, self._identity["name"], same_base)
+        if self._other_base:
+            say(f"--same-base: {self._other_base}, which {adapter} names, is taken for {self._identity['name']}.")
         self._model: PreTrainedModel | None = None
 
     def base(self) -> PreTrainedModel:
@@ -96,5 +103,6 @@ class ComparedModels:
             **self._identity,
             "adapter": self._asked or "adapter",
             "adapter_sha256": adapter_sha256(self._folder),
+            **({"adapter_base": self._other_base} if self._other_base else {}),  # said to be the same by --same-base
             "precision": self._dtype,
         }

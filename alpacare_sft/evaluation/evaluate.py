@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft import runtime
 from alpacare_sft.evaluation.answering import AnswerSheet, Questions, fill_sheet, told_memory
 from alpacare_sft.evaluation.compared_models import ComparedModels
-from alpacare_sft.evaluation.held_out import GENERAL_ROWS, encode_rows, load_other_rows, read_rows, read_test_split
+from alpacare_sft.evaluation.held_out import encode_rows, load_other_rows, read_general_rows, read_test_split
 from alpacare_sft.evaluation.results import describe_circumstances, list_predictions, summarize_rows
 from alpacare_sft.evaluation.scoring import score_rows
 from alpacare_sft.evaluation.selection import Selection
@@ -49,7 +49,12 @@ class Evaluation:
 
 
 def evaluate(
-    recipe: Recipe, *, limit: int | None = None, rows: str | None = None, adapter: str | None = None
+    recipe: Recipe,
+    *,
+    limit: int | None = None,
+    rows: str | None = None,
+    adapter: str | None = None,
+    same_base: bool = False,
 ) -> Evaluation:
     """Answer and score the run's test rows, with the base first and then with its adapter.
 
@@ -62,14 +67,16 @@ def evaluate(
         limit: score the first rows only.
         rows: a file or Hub data set to score on in the place of the test split.
         adapter: a directory or Hub repository in the place of the run's adapter.
+        same_base: take the base that `adapter` names for the run's, such as a mirror or a local copy of it.
 
     Raises:
-        RecipeError: if `limit` is not at least 1, or a metric needs what is not installed.
+        RecipeError: if `limit` is not at least 1, `same_base` is given without `adapter`, or a metric needs what
+            is not installed.
         DataError: if `rows` cannot be used.
         ModelError: if `adapter` cannot be had or does not fit.
         RunError: if there is no trained adapter, or its recipe was edited since.
     """
-    selection = Selection(limit, rows, adapter)
+    selection = Selection(limit, rows, adapter, same_base)
     check_judge(recipe.evaluate.judge)
     if "similarity" in recipe.evaluate.metrics:
         find_encoder()  # before the hour that answers may take
@@ -79,11 +86,11 @@ def evaluate(
     asked = load_other_rows(rows, trained, run, limit) if rows else read_test_split(run, limit)
     folder = selection.folder(run)
     with RunDirectory(folder).lock():
-        models = ComparedModels(trained, recipe, run, adapter)
+        models = ComparedModels(trained, recipe, run, adapter, same_base)
         encoder = PromptEncoder(models.tokenizer, trained.prompt)
         questions = Questions(
             encode_rows(asked.rows, encoder),
-            encode_rows(read_rows(GENERAL_ROWS), encoder) if "forgetting" in recipe.evaluate.metrics else [],
+            encode_rows(read_general_rows(run), encoder) if "forgetting" in recipe.evaluate.metrics else [],
             wants_answers=not {"rouge", "similarity"}.isdisjoint(recipe.evaluate.metrics),
             wants_losses="loss" in recipe.evaluate.metrics,
             learnt_end=encoder.end_token_id(),
@@ -100,7 +107,7 @@ def evaluate(
         scores = {
             **summarize_rows(asked, questions, sheets, row_scores, recipe),
             "beyond_context": beyond,
-            **selection.describe(asked.commit),
+            **selection.describe(asked.unseen, asked.commit),
             **describe_circumstances(run, models, sheets, recipe),
         }
         _save(folder, scores, predictions, recipe)

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.clean import clean_rows
+from alpacare_sft.data.equality import question_key
 from alpacare_sft.data.files import EMBEDDED_FILES
 from alpacare_sft.data.load import load_rows
 from alpacare_sft.data.near_duplicates import find_near_duplicates
 from alpacare_sft.errors import DataError, RunError
 from alpacare_sft.model.prompt import PromptEncoder
 from alpacare_sft.run.directory import file_sha256
+from alpacare_sft.runtime import say
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe.loading import Recipe
@@ -32,6 +34,7 @@ class HeldOutRows:
     Attributes:
         rows: with `id`, `instruction`, `input` and `output`.
         source: where they come from, for a person.
+        unseen: what is known of whether their questions were trained on, for a person.
         near: by row id, the training row that its question nearly repeats: `id`, `split`, `similarity`.
         threshold: similarity from which on a row counts as near.
         counts: rows `loaded` and `kept`, for rows from a file.
@@ -40,6 +43,7 @@ class HeldOutRows:
 
     rows: list[dict[str, Any]]
     source: str
+    unseen: str
     near: Mapping[Any, dict[str, Any]]
     threshold: float
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -59,14 +63,22 @@ def read_test_split(run: RunDirectory, limit: int | None) -> HeldOutRows:
                 f"{run.data / name}.jsonl is not the split that this run was trained with, so its test rows cannot be "
                 "proven unseen. Put the file back, or train again."
             )
-    rows = read_rows(run.data / "test.jsonl")
+    rows, train = read_rows(run.data / "test.jsonl"), read_rows(run.data / "train.jsonl")
     if not rows:
         raise RunError("data.splits.test is 0, there is nothing to score. Give it rows and train again, or use --rows.")
-    if seen := _count_seen(rows, read_rows(run.data / "train.jsonl")):
-        raise RunError(f"{seen:,} test questions stand in the training rows. Train again: a draw keeps them apart.")
+    learnt = {(row["instruction"], row["input"]) for row in train}
+    if exact := sum((row["instruction"], row["input"]) in learnt for row in rows):
+        raise RunError(f"{exact:,} test questions stand in the training rows. Train again: a draw keeps them apart.")
+    respelt = _seen(rows, train)  # drawn by a version that kept only equal texts together
+    unseen = "None of the test questions stands in the run's training rows."
+    if respelt:
+        unseen = (
+            f"{len(respelt):,} of the test questions stand in the run's training rows in another spelling (Unicode "
+            "form, case, white space); they count as near-duplicates. Train again: a draw now keeps them apart."
+        )
     try:
-        found = json.loads((run.data / "report.json").read_text(encoding="utf-8"))["near_duplicates"]
-        return HeldOutRows(rows[:limit], "test rows", _nearest(found["nearest"]), found["threshold"])
+        near = json.loads((run.data / "report.json").read_text(encoding="utf-8"))["near_duplicates"]
+        return HeldOutRows(rows[:limit], "test rows", unseen, _nearest(near["nearest"]) | respelt, near["threshold"])
     except (OSError, ValueError, KeyError) as error:
         raise RunError(
             f"{run.data / 'report.json'} is missing, damaged or of an older version. Make it again: "
@@ -91,20 +103,21 @@ def load_other_rows(path: str, trained: Recipe, run: RunDirectory, limit: int | 
     cleaned, _ = clean_rows(loaded, section.clean, None)
     if len(cleaned) == 0:
         raise DataError(f"--rows {path}: no row of {len(loaded):,} is left after cleaning. Check its columns.")
-    train = Dataset.from_list(read_rows(run.data / "train.jsonl"))
-    if seen := _count_seen(cleaned, train):
+    train = read_rows(run.data / "train.jsonl")
+    if seen := _seen(cleaned, train):
         raise DataError(
-            f"--rows {path}: {seen:,} of {len(cleaned):,} questions were trained on; scores on them would say nothing. "
-            "Take them out."
+            f"--rows {path}: {len(seen):,} of {len(cleaned):,} questions were trained on; scores on them would say "
+            "nothing. Take them out."
         )
-    found = find_near_duplicates({"train": train, "test": cleaned}, section.constants)
+    near = find_near_duplicates({"train": Dataset.from_list(train), "test": cleaned}, section.constants)
     counts = {"loaded": len(loaded), "kept": len(cleaned)}
     rows = [{key: row[key] for key in ("id", "instruction", "input", "output")} for row in cleaned]
     return HeldOutRows(
         rows[:limit],
         f"rows of {Path(path).name}",
-        _nearest(found["nearest"]),
-        found["threshold"],
+        "None of these questions stands in the run's training rows.",
+        _nearest(near["nearest"]),
+        near["threshold"],
         counts,
         source.commit,
     )
@@ -116,15 +129,35 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line]
 
 
+def read_general_rows(run: RunDirectory) -> list[dict[str, Any]]:
+    """The general rows of the package; none if the run was trained on some, as they would hide what was forgotten."""
+    rows = read_rows(GENERAL_ROWS)
+    if seen := _seen(rows, read_rows(run.data / "train.jsonl")):
+        say(
+            f"{len(seen)} of the {len(rows)} general rows stand in the training rows: their loss would not show what "
+            "was forgotten, and is left out."
+        )
+        return []
+    return rows
+
+
 def encode_rows(rows: list[dict[str, Any]], encoder: PromptEncoder) -> list[dict[str, Any]]:
     """Rows as token ids; references are never cut."""
     return [encoder.encode_row(row, max_length=sys.maxsize) for row in rows]
 
 
-def _count_seen(rows: Iterable[Any], train: Iterable[Any]) -> int:
-    """Rows whose instruction and input are those of a training row."""
-    learnt = {(row["instruction"], row["input"]) for row in train}
-    return sum((row["instruction"], row["input"]) in learnt for row in rows)
+def _seen(rows: Iterable[Mapping[str, Any]], train: Iterable[Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """Rows whose question is that of a training row, by id, as `HeldOutRows.near` tells them."""
+    learnt = {_question(row): row["id"] for row in train}
+    return {
+        row["id"]: {"id": learnt[_question(row)], "split": "train", "similarity": 1.0}
+        for row in rows
+        if _question(row) in learnt
+    }
+
+
+def _question(row: Mapping[str, Any]) -> tuple[str, str]:
+    return question_key(row["instruction"]), question_key(row["input"] or "")
 
 
 def _nearest(found: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:

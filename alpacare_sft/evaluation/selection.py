@@ -22,18 +22,24 @@ class Selection:
         limit: the first rows only.
         rows: a file or Hub data set in the place of the test split.
         adapter: a directory or Hub repository in the place of the run's adapter.
+        same_base: the base that `adapter` names is the run's, whatever it is called there.
 
     Raises:
-        RecipeError: if `limit` is not at least 1.
+        RecipeError: if `limit` is not at least 1, or `same_base` is given without `adapter`.
     """
 
     limit: int | None
     rows: str | None
     adapter: str | None
+    same_base: bool = False
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise RecipeError(f"--limit must be at least 1, got {self.limit}.")
+        if self.same_base and self.adapter is None:
+            raise RecipeError(
+                "--same-base is about the base that another adapter names. Add --adapter, or leave it out."
+            )
 
     @property
     def is_whole(self) -> bool:
@@ -47,22 +53,21 @@ class Selection:
         parts += [f"first-{self.limit}"] if self.limit else []
         return run.path / "eval" / "-".join(parts) if parts else run.path / "eval"
 
-    def describe(self, commit: str | None) -> dict[str, Any]:
-        """Its part of `scores.json`; `commit` is that of `rows`, if they are a data set on the Hub."""
+    def describe(self, unseen: str, commit: str | None) -> dict[str, Any]:
+        """Its part of `scores.json`.
+
+        Args:
+            unseen: what is known of whether the run was trained on these questions.
+            commit: of `rows`, if they are a data set on the Hub.
+        """
+        if self.adapter:
+            unseen += " What the other adapter was trained on is not known here: it may have learnt them."
         return {
             "limit": self.limit,
             "complete": self.is_whole,
-            "unseen": self._unseen(),
+            "unseen": unseen,
             "rows_file": {**_file(self.rows), "commit": commit} if self.rows else None,
         }
-
-    def _unseen(self) -> str:
-        """What is known of whether the questions were learnt; one of the run's own training rows was refused."""
-        which = "these questions" if self.rows else "the test questions"
-        told = f"None of {which} stands in the run's training rows."
-        if self.adapter:
-            told += " What the other adapter was trained on is not known here: it may have learnt them."
-        return told
 
 
 def _file(rows: str) -> dict[str, Any]:

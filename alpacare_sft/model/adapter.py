@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alpacare_sft.data.equality import is_same_model
 from alpacare_sft.errors import ModelError, RunError
 from alpacare_sft.model.base import told_by_cause
 from alpacare_sft.run.directory import WEIGHTS, new_directory
@@ -134,22 +135,31 @@ def attach_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return attached
 
 
-def refuse_other_base(adapter: str, folder: Path, base_name: str) -> None:
-    """Refuse an adapter that names another base than the run's.
+def other_base(adapter: str, folder: Path, base_name: str, same_base: bool) -> str | None:
+    """The base that an adapter names, if that is not by its name the run's.
+
+    Args:
+        adapter: its name, for messages.
+        folder: where it lies.
+        base_name: of the run's base.
+        same_base: take the one for the other.
 
     Raises:
-        ModelError: with both names.
+        ModelError: if it names another base, and `same_base` does not say that it is the same.
     """
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         named = config.get("base_model_name_or_path")
     except (ValueError, AttributeError) as error:
         raise ModelError(f"--adapter: {folder / CONFIG} is damaged: {error}.") from error
-    if named and named != base_name:
+    if not named or is_same_model(str(named), base_name):
+        return None
+    if not same_base:
         raise ModelError(
-            f"--adapter: {adapter} was trained on {named}, the base here is {base_name}. "
-            "Score it with a recipe of its own base."
+            f"--adapter: {adapter} was trained on {named}, the base here is {base_name}. If both are one model, such "
+            "as a mirror or a local copy of it, add --same-base; else score it with a recipe of its own base."
         )
+    return str(named)
 
 
 def merge_adapter(

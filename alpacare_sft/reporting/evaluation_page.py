@@ -237,6 +237,7 @@ def _command(scores: Mapping[str, Any]) -> str:
     words += [f"--rows {shlex.quote(scores['rows_file']['name'])}"] if scores.get("rows_file") else []
     adapter = (scores.get("model") or {}).get("adapter") or OWN_ADAPTER
     words += [f"--adapter {shlex.quote(drop_place(adapter))}"] if adapter != OWN_ADAPTER else []
+    words += ["--same-base"] if (scores.get("model") or {}).get("adapter_base") else []
     for section, keys in REPEATED.items():
         for key, value in _flatten({key: (scores.get(section) or {}).get(key) for key in keys}):
             words.append(f"--{section}.{key} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}")

@@ -92,10 +92,14 @@ def split_table(report: Mapping[str, Any]) -> Table:
     table.caption = (
         f"{report['rows']['unused']:,} rows in no split. Questions that stand in two splits: "
         f"{report['shared_questions']}. Test rows that nearly repeat a training row (similarity "
-        f"{near['threshold']} or more): {near['test_rows']}."
+        f"{near['threshold']} or more): {near['test_rows']}. {_seen(near['seen_fraction'])}"
     )
     table.caption_justify = "left"
     return table
+
+
+def _seen(fraction: float | None) -> str:
+    return "" if fraction is None else f"The comparison read {fraction:.1%} of their letters, digits and signs."
 
 
 def _middle_and_end(lengths: Mapping[str, Any]) -> str:
