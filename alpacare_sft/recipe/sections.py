@@ -60,8 +60,8 @@ class CleanSection:
     """Drop rows without an instruction or without an output; nulls and blanks count as missing."""
 
     drop_duplicates: bool = True
-    """Drop exact copies of (instruction, input, output): before cleaning, and again after it, as
-    cleaning makes new ones."""
+    """Drop copies of a row: exact ones before cleaning, and after it those that differ in white space
+    and Unicode form (NFC) alone. Where case or signs such as µ differ both stay, and in one split."""
 
     strip: bool = True
     """Remove white space at both ends of each text."""
