@@ -11,6 +11,7 @@ import pytest
 from alpacare_sft.data.files import EMBEDDED_FILES
 from alpacare_sft.data.prepare import prepare_data
 from alpacare_sft.recipe.loading import Recipe
+from alpacare_sft.reporting.terminal import split_table
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,13 @@ def test_no_template_made_them(rows: list[dict[str, str]]) -> None:
 def test_cleaning_finds_nothing_to_mend_in_them(rows: list[dict[str, str]], make_recipe: Any, tokenizer: Any) -> None:
     report = prepare_data(make_recipe(), tokenizer).report
     assert [(step["dropped"], step["changed"]) for step in report["steps"]] == [(0, 0)] * len(report["steps"])
+
+
+def test_what_was_compared_is_told_in_the_terminal(make_recipe: Any, tokenizer: Any) -> None:
+    report = prepare_data(make_recipe(), tokenizer).report
+    assert 0.99 < report["near_duplicates"]["seen_fraction"] <= 1
+    report["near_duplicates"]["seen_fraction"] = 0.731
+    assert "The comparison read 73.1% of the questions' letters" in str(split_table(report).caption)
 
 
 def test_answers_to_one_question_stay_in_one_split(make_recipe: Callable[..., Recipe], tokenizer: Any) -> None:

@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 import unicodedata
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from alpacare_sft.data.equality import copy_key, is_same_model, question_key
-from alpacare_sft.errors import ModelError, RecipeError, RunError
+from alpacare_sft.errors import ModelError, RecipeError
 from alpacare_sft.evaluation.selection import Selection
-from alpacare_sft.hub.preflight import _check_owner
 from alpacare_sft.model.adapter import other_base
-from alpacare_sft.reporting.card import TAG
 
 DECOMPOSED = unicodedata.normalize("NFD", "Où siège la fièvre ?")
 
@@ -115,11 +111,3 @@ def test_an_adapter_of_another_name_says_how_to_say_that_it_is_the_same(tmp_path
 def test_the_same_base_is_said_of_an_adapter() -> None:
     with pytest.raises(RecipeError, match=r"--same-base is about .* Add --adapter"):
         Selection(None, None, None, same_base=True)
-
-
-def test_a_repository_of_the_same_base_in_another_case_may_be_written_to() -> None:
-    info: Any = SimpleNamespace(card_data=SimpleNamespace(tags=[TAG], base_model=["ORG/base-1b"]))
-    files = frozenset({"README.md", "adapter_config.json"})
-    _check_owner(info, files, "me/adapter", "org/Base-1B")
-    with pytest.raises(RunError, match="holds an adapter for ORG/base-1b, this one is for org/Base-3B"):
-        _check_owner(info, files, "me/adapter", "org/Base-3B")

@@ -153,6 +153,14 @@ def test_data_shows_the_numbers_it_was_given(tmp_path: Path, report: dict[str, A
     assert "2,010 · 91 dropped" in shown
 
 
+def test_the_share_of_the_text_that_was_compared_is_told(tmp_path: Path, report: dict[str, Any]) -> None:
+    assert "The comparison read" not in data_page(tmp_path, report)
+    report["near_duplicates"]["seen_fraction"] = 0.731
+    assert "The comparison read 73.1 % of the questions' letters, digits and signs." in words(
+        data_page(tmp_path, report)
+    )
+
+
 def test_shared_questions_warn(tmp_path: Path, report: dict[str, Any]) -> None:
     shown = words(data_page(tmp_path, {**report, "shared_questions": 3}))
     assert "3 questions stand in more than one split." in shown

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.data.equality import is_same_model
 from alpacare_sft.errors import RecipeError, RunError
 from alpacare_sft.hub.errors import TOKENS, refusals_told
 from alpacare_sft.hub.evidence import COMMIT
@@ -207,7 +206,7 @@ def _check_owner(info: ModelInfo, files: frozenset[str], repo_id: str, base: str
         strange = sorted(files - _EMPTY - ALLOWED) or sorted(files - _EMPTY)
         raise RunError(f"hub.repo_id: {repo_id} already holds something else ({_some(strange)}). {remedy}")
     theirs = card.base_model[0] if isinstance(card.base_model, list) else card.base_model
-    if not is_same_model(str(theirs), base):
+    if theirs != base:
         raise RunError(f"hub.repo_id: {repo_id} holds an adapter for {theirs}, this one is for {base}. {remedy}")
 
 

@@ -99,7 +99,9 @@ def split_table(report: Mapping[str, Any]) -> Table:
 
 
 def _seen(fraction: float | None) -> str:
-    return "" if fraction is None else f"The comparison read {fraction:.1%} of the questions' letters, digits and signs."
+    return (
+        "" if fraction is None else f"The comparison read {fraction:.1%} of the questions' letters, digits and signs."
+    )
 
 
 def _middle_and_end(lengths: Mapping[str, Any]) -> str:
