@@ -24,7 +24,7 @@ from alpacare_sft.hub.evidence import pinned_recipe
 from alpacare_sft.hub.files import _recipe_text
 from alpacare_sft.hub.preflight import find_license
 from alpacare_sft.model.adapter import adapter_sha256
-from alpacare_sft.recipe.resolved import read_resolved, recipe_sha256, recipe_yaml
+from alpacare_sft.recipe.resolved import recipe_sha256, recipe_yaml
 from alpacare_sft.run.directory import RunDirectory, file_sha256
 from tests.conftest import tiny_document
 from tests.hub_server import Repository, serve
@@ -319,7 +319,7 @@ def test_the_code_of_the_card_stops_where_the_run_does(
 def test_the_code_of_the_card_ends_answers_where_the_run_does(
     hub: WritableHub, words: list[str], make: Any, run: Path
 ) -> None:
-    recipe = read_resolved(run / "recipe.yaml")
+    recipe = load_recipe(run / "recipe.yaml")
     recipe = dataclasses.replace(recipe, prompt=dataclasses.replace(recipe.prompt, format="chat", system='Be "kind".'))
     (run / "recipe.yaml").write_text(recipe_yaml(recipe))
     RunDirectory(run).update_record({"recipe_sha256": recipe_sha256(recipe), "end_token_ids": [1, 3]})

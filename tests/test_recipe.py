@@ -13,7 +13,7 @@ import pytest
 from alpacare_sft.recipe.document import dump_yaml, parse_yaml, read_document
 from alpacare_sft.recipe.loading import Recipe, load_recipe
 from alpacare_sft.recipe.reference import recipe_reference, recipe_schema, recipe_schema_text
-from alpacare_sft.recipe.resolved import read_resolved, recipe_differences, recipe_document, recipe_sha256, recipe_yaml
+from alpacare_sft.recipe.resolved import recipe_differences, recipe_document, recipe_sha256, recipe_yaml
 
 Make = Callable[..., Recipe]
 ROOT = Path(__file__).parent.parent
@@ -158,7 +158,7 @@ def test_a_resolved_recipe_reads_back_equal(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path, ["--model.model_revision", "'8e12345'", "--prompt.system", "Be “kind”:\n- no µg"])
     resolved = tmp_path / "recipe.yaml"
     resolved.write_text(recipe_yaml(recipe), encoding="utf-8")
-    again = read_resolved(resolved)
+    again = load_recipe(resolved)
     assert again == recipe
     assert recipe_sha256(again) == recipe_sha256(recipe)
     assert recipe_document(again) == recipe_document(recipe)
@@ -177,7 +177,6 @@ ALTERS = {
     "train.learning_rate": 1e-3,
     "train.max_length": 100,
     "train.seed": 1,
-    "train.per_device_train_batch_size": 4,
     "train.lr_scheduler_type": "cosine",
     "train.weight_decay": 0.1,
     "early_stopping.patience": 2,
@@ -196,6 +195,8 @@ DOES_NOT = {
     "train.dataset_num_proc": 2,
     "train.dataloader_num_workers": 1,
     "train.per_device_eval_batch_size": 3,
+    "train.per_device_train_batch_size": 4,
+    "train.gradient_accumulation_steps": 1,
 }
 
 

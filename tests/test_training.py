@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from alpacare_sft.errors import DataError, RecipeError, RunError
-from alpacare_sft.recipe.loading import Recipe, recipe_from_document
-from alpacare_sft.recipe.resolved import read_resolved
+from alpacare_sft.recipe.loading import Recipe, load_recipe, recipe_from_document
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.training.callbacks import Account
 from alpacare_sft.training.checkpoints import checkpoint_fault
@@ -67,7 +66,7 @@ def test_lora_moves_and_nothing_else(make_recipe: Make) -> None:
 def test_the_resolved_recipe_parses_back_to_an_equal_one(make_recipe: Make) -> None:
     recipe = make_recipe("--train.max_steps", "1")
     train(recipe)
-    resolved = read_resolved(recipe.output_dir / "recipe.yaml")
+    resolved = load_recipe(recipe.output_dir / "recipe.yaml")
     assert resolved.lora == recipe.lora
     assert resolved.data == recipe.data
     assert {key for key, value in resolved.train.items() if value != recipe.train[key]} <= {"fp16", "bf16"}

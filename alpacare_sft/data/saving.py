@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alpacare_sft.data.prepare import PreparedData, jsonl
 from alpacare_sft.data.report import describe_rows
 from alpacare_sft.errors import RunError
-from alpacare_sft.recipe.resolved import read_resolved, recipe_differences
 from alpacare_sft.reporting.pages import save_data_report
 from alpacare_sft.run.directory import RunDirectory, new_directory, write_json, write_text
 
-if TYPE_CHECKING:
-    from alpacare_sft.recipe.loading import Recipe
-
 DATA_KEYS = ("data.", "prompt.", "model.", "train.max_length")
-
-
-def refuse_other_recipe(run: RunDirectory, recipe: Recipe, keys: tuple[str, ...] = ("",)) -> None:
-    """Keep a directory that holds work to the recipe that made it.
-
-    Args:
-        run: a directory with a checkpoint or an adapter.
-        recipe: what is asked for now.
-        keys: beginnings of the dotted keys that must agree; all that alter the adapter by default.
-
-    Raises:
-        RunError: with each difference.
-    """
-    if not run.recipe.exists():
-        raise RunError(
-            f"output_dir: {run.path} holds checkpoints or an adapter and no recipe. "
-            "Choose another output_dir, or add --overwrite to replace them."
-        )
-    differences = [d for d in recipe_differences(read_resolved(run.recipe), recipe) if d.startswith(keys)]
-    if differences:
-        told = "\n".join(f"  - {difference}" for difference in differences)
-        raise RunError(
-            f"output_dir: {run.path} holds a run of another recipe:\n{told}\n"
-            "Choose another output_dir, or add --overwrite to replace it."
-        )
 
 
 def refuse_other_data(run: RunDirectory, data: PreparedData) -> None:

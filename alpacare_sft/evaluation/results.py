@@ -12,7 +12,7 @@ from alpacare_sft.evaluation.generation import with_notice
 from alpacare_sft.evaluation.held_out import HeldOutRows
 from alpacare_sft.evaluation.intervals import SCOPE
 from alpacare_sft.evaluation.scoring import RowScores, summarize, summarize_scores, verdict_sentence
-from alpacare_sft.run.record import installed_versions
+from alpacare_sft.run.record import installed_versions, version_changes
 
 if TYPE_CHECKING:
     from alpacare_sft.evaluation.compared_models import ComparedModels
@@ -52,6 +52,7 @@ def describe_circumstances(
 ) -> dict[str, Any]:
     """With what, on what and by which settings: what repeating it takes."""
     record = run.read_record()
+    changes = version_changes(record)
     return {
         "model": {**models.describe(), **sheets["adapter"].merge},
         "generate": dataclasses.asdict(recipe.generate),
@@ -60,6 +61,7 @@ def describe_circumstances(
         "seed": recipe.train["seed"],
         **{key: record[key] for key in ("recipe_sha256", "data_sha256")},
         "versions": installed_versions(),
+        **({"versions_since_training": changes} if changes else {}),
         "hardware": runtime.describe_hardware(recipe.train["use_cpu"]),
         "notice": recipe.safety.disclaimer,
     }

@@ -53,6 +53,7 @@ _SCORES = (
     *("n", "source", "limit", "complete", "rows", "metrics", "verdict", "intervals", "near_duplicates", "model"),
     *("beyond_context", "unseen"),
     *("generate", "seed", "seconds", "versions", "recipe_sha256", "data_sha256", "hardware", "notice"),
+    "versions_since_training",
 )
 _REASONS = {
     "checkpoints": "only needed to go on with the training",

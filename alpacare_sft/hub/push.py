@@ -24,6 +24,7 @@ from alpacare_sft.hub.showing import show_publication
 from alpacare_sft.reporting.card import save_card
 from alpacare_sft.reporting.licenses import base_license
 from alpacare_sft.run.directory import RunDirectory
+from alpacare_sft.run.record import version_changes
 from alpacare_sft.run.trained import trained_recipe
 from alpacare_sft.runtime import say
 
@@ -162,11 +163,13 @@ def _message(recipe: Recipe, publication: Publication) -> str:
 def _note(run: RunDirectory, recipe: Recipe, commit: str) -> None:
     """Write down what was pushed; the push is done, whether or not this disk has room for the note."""
     told = {"repo": recipe.hub.repo_id, "commit": commit, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    before = run.read_record().get("pushed") or {}
+    record = run.read_record()
+    before = record.get("pushed") or {}
     if {key: before.get(key) for key in ("repo", "commit")} == {"repo": told["repo"], "commit": commit}:
         return
+    changes = version_changes(record)
     try:
         save_card(run, recipe)
-        run.update_record({"pushed": told})
+        run.update_record({"pushed": told | ({"versions_since_training": changes} if changes else {})})
     except OSError as error:
         say(f"the push is complete, but {run.record} could not be written: {error.strerror}.")

@@ -42,6 +42,13 @@ def known_keys() -> dict[str, dict[str, Any]]:
     return keys
 
 
+def is_known_key(dotted: str) -> bool:
+    """Whether the installed libraries have the key of a section, or of a section within a section."""
+    section, key, *inner = dotted.split(".")
+    annotation = known_keys().get(section, {}).get(key)
+    return annotation is not None and all(name in (nested_keys(annotation) or [name]) for name in inner[:1])
+
+
 def nested_keys(annotation: Any) -> dict[str, Any] | None:
     """Key → annotation of a section within a section, or None for a value."""
     section = nested_section(annotation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -9,10 +10,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alpacare_sft.errors import RecipeError
-from alpacare_sft.recipe import rules, sections
+from alpacare_sft.recipe import keys, rules, sections
 from alpacare_sft.recipe.document import apply_overrides, parse_overrides, read_document
-from alpacare_sft.recipe.keys import SECTIONS, key_faults, known_keys, nested_keys, refused_faults, upstream_classes
-from alpacare_sft.recipe.values import describe_type, fits_type, quotes_remedy, show_value, takes_text_or_null
+from alpacare_sft.recipe.keys import SECTIONS, key_faults, known_keys, nested_keys, refused_faults
+from alpacare_sft.recipe.values import (
+    describe_type,
+    fits_type,
+    plain_value,
+    quotes_remedy,
+    show_value,
+    takes_text_or_null,
+)
 
 RESUME = Literal["auto", "never"]
 
@@ -39,6 +47,21 @@ class Recipe:
     resume: RESUME
     notes: list[str] = field(default_factory=list, compare=False)
     """What loading decided beside the recipe's words, for a person to read."""
+    document: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """The file after overrides: the keys that were given, and no defaults."""
+    loaded: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """`values()` as they were made from `document`; what differs now was set in Python since."""
+
+    def __post_init__(self) -> None:
+        if not self.loaded:
+            self.loaded = self.values()
+
+    def values(self) -> dict[str, dict[str, Any]]:
+        """Section → key → value as YAML and JSON hold them; all keys that a recipe may hold, defaults included."""
+        values = {name: dataclasses.asdict(getattr(self, name)) for name in SECTIONS}
+        for name, section in (("lora", self.lora), ("train", self.train)):
+            values[name] = {key: value for key, value in section.items() if rules.refused_key(name, key) is None}
+        return {name: plain_value(section) for name, section in values.items()}
 
     @property
     def evaluates_during_training(self) -> bool:
@@ -54,7 +77,7 @@ def build_parser() -> Any:
     parser = ArgumentParser(exit_on_error=False)
     for name, section in SECTIONS.items():
         parser.add_class_arguments(section, name)
-    for name, section in upstream_classes().items():
+    for name, section in keys.upstream_classes().items():
         parser.add_class_arguments(section, name, instantiate=False)
     parser.add_argument("--output_dir", type=str, required=True)
     parser.add_argument("--resume", type=RESUME, default="auto")
@@ -90,7 +113,8 @@ def recipe_from_document(document: dict[str, Any], source: str = "", faults: Seq
     Raises:
         RecipeError: with every fault that can be found.
     """
-    document = {key: {} if value is None and key in known_keys() else value for key, value in document.items()}
+    given = {key: {} if value is None and key in known_keys() else value for key, value in document.items()}
+    document = _without_removed_keys(given)
     found = [*faults, *key_faults(document), *refused_faults(document)]
     parsed = None
     if not found:
@@ -106,7 +130,42 @@ def recipe_from_document(document: dict[str, Any], source: str = "", faults: Seq
     found = list(_cross_faults(parsed))
     if found:
         raise RecipeError(found, source)
-    return _build(parsed, notes)
+    return _build(parsed, notes, given)
+
+
+def _without_removed_keys(document: dict[str, Any]) -> dict[str, Any]:
+    """The document less the keys that the run in `output_dir` was given and that TRL and PEFT have no more.
+
+    A finished run needs no value for them, training refuses them (`resolved.refuse_removed_keys`).
+    """
+    unknown = [
+        (section, key)
+        for section in ("train", "lora")
+        for key in (document[section] if isinstance(document.get(section), Mapping) else ())
+        if key not in known_keys()[section] and rules.refused_key(section, str(key)) is None
+    ]
+    if not unknown or not isinstance(document.get("output_dir"), str):
+        return document
+    try:
+        given, _ = read_document(Path(document["output_dir"]).expanduser() / "recipe.yaml")
+    except RecipeError:
+        return document
+    removed = [(section, key) for section, key in unknown if key in (given.get(section) or ())]
+    return {
+        section: {key: value for key, value in values.items() if (section, key) not in removed}
+        if section in ("train", "lora") and isinstance(values, Mapping)
+        else values
+        for section, values in document.items()
+    }
+
+
+def fits_key(dotted: str, value: Any) -> bool:
+    """Whether a key of the installed libraries takes a value."""
+    section, key, *inner = dotted.split(".")
+    annotation = known_keys()[section][key]
+    for name in inner:
+        annotation = (nested_keys(annotation) or {})[name]
+    return fits_type(value, annotation)
 
 
 def _parse(document: Mapping[str, Any]) -> Any | None:
@@ -208,7 +267,7 @@ def _settle(parsed: Any) -> list[str]:
     return [f"train.eval_strategy is no: {' and '.join(off)} turned off with it."] if off else []
 
 
-def _build(parsed: Any, notes: list[str]) -> Recipe:
+def _build(parsed: Any, notes: list[str], document: dict[str, Any]) -> Recipe:
     own = build_parser().instantiate(parsed)
     train, lora = vars(parsed.train).copy(), vars(parsed.lora).copy()
     train.pop("output_dir")
@@ -219,4 +278,5 @@ def _build(parsed: Any, notes: list[str]) -> Recipe:
         output_dir=Path(own.output_dir).expanduser(),
         resume=own.resume,
         notes=notes,
+        document=document,
     )

@@ -1,122 +1,141 @@
-"""A `Recipe` → the resolved YAML, its hash, and how two recipes differ."""
+"""A `Recipe` → what was given and what it resolved to, its hash, and how two recipes differ."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import enum
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from jsonargparse import Namespace
+from alpacare_sft.errors import RecipeError
+from alpacare_sft.recipe import rules
+from alpacare_sft.recipe.document import dump_yaml
+from alpacare_sft.recipe.keys import SECTIONS, is_known_key, known_keys, nested_keys
+from alpacare_sft.recipe.loading import Recipe, upstream_defaults
+from alpacare_sft.recipe.values import plain_value
 
-from alpacare_sft.recipe.document import dump_yaml, read_document
-from alpacare_sft.recipe.keys import SECTIONS
-from alpacare_sft.recipe.loading import Recipe, recipe_from_document, upstream_defaults
+# The sections that have a say in the trained weights, in the order of a recipe.
+ADAPTER_SECTIONS = ("model", "data", "prompt", "lora", "train", "early_stopping")
 
-# Keys of `train` that change what is shown or kept, and never the adapter.
-_SHOWN_ONLY = {
-    "logging_strategy",
-    "logging_steps",
-    "logging_first_step",
-    "log_on_each_node",
-    "log_level",
-    "log_level_replica",
-    "report_to",
-    "run_name",
-    "project",
-    "trackio_space_id",
-    "trackio_bucket_id",
-    "trackio_static_space_id",
-    "save_total_limit",
-    "dataset_num_proc",
-    "dataloader_num_workers",
-    "dataloader_pin_memory",
-    "dataloader_persistent_workers",
-    "dataloader_prefetch_factor",
-    "skip_memory_metrics",
-    "debug",
-    "per_device_eval_batch_size",
+# Keys of `train` that change what is shown or stored, and never the adapter.
+SHOWN_ONLY = {
+    "train.logging_strategy",
+    "train.logging_steps",
+    "train.logging_first_step",
+    "train.log_on_each_node",
+    "train.log_level",
+    "train.log_level_replica",
+    "train.report_to",
+    "train.run_name",
+    "train.project",
+    "train.trackio_space_id",
+    "train.trackio_bucket_id",
+    "train.trackio_static_space_id",
+    "train.save_total_limit",
+    "train.dataset_num_proc",
+    "train.dataloader_num_workers",
+    "train.dataloader_pin_memory",
+    "train.dataloader_persistent_workers",
+    "train.dataloader_prefetch_factor",
+    "train.skip_memory_metrics",
+    "train.debug",
+    "train.per_device_eval_batch_size",
 }
+# What counts of these is rows per optimizer step, which training compares and records.
+BATCH_KEYS = {"train.per_device_train_batch_size", "train.gradient_accumulation_steps"}
 
 
 def recipe_document(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as a mapping that loads back to an equal recipe.
+    """The recipe as a mapping that loads back to an equal recipe, under later defaults of this package too.
 
-    Our own sections stand in full; `train` and `lora` hold what differs from upstream's defaults.
+    Our own sections stand in full; `train` and `lora` hold what was given and what differs from upstream's defaults.
     """
-    document: dict[str, Any] = {name: _plain(dataclasses.asdict(getattr(recipe, name))) for name in SECTIONS}
+    document: dict[str, Any] = recipe.values()
+    given = given_document(recipe)
     for name in ("lora", "train"):
-        document[name] = _plain(given_values(recipe, name))
-    document["output_dir"], document["resume"] = str(recipe.output_dir), recipe.resume
-    order = ("model", "data", "prompt", "lora", "train", *SECTIONS, "output_dir", "resume")
+        unlike_default = given_values(recipe, name)
+        named = {*unlike_default, *(given.get(name) or ())}
+        document[name] = {key: value for key, value in document[name].items() if key in named}
+    document |= {"output_dir": str(recipe.output_dir), "resume": recipe.resume}
+    order = (*ADAPTER_SECTIONS, *SECTIONS, "output_dir", "resume")
     return {key: document[key] for key in dict.fromkeys(order)}
 
 
 def given_values(recipe: Recipe, section: str) -> dict[str, Any]:
     """What `train` or `lora` holds beside upstream's defaults."""
-    upstream = upstream_defaults(section)
-    return {key: value for key, value in getattr(recipe, section).items() if value != upstream[key]}
+    defaults = plain_value(upstream_defaults(section))
+    return {
+        key: value
+        for key, value in getattr(recipe, section).items()
+        if key not in defaults or plain_value(value) != defaults[key]
+    }
+
+
+def given_document(recipe: Recipe) -> dict[str, Any]:
+    """The document that a recipe was loaded from, with what was set in Python since."""
+    document = copy.deepcopy(recipe.document)
+    for section, values in recipe.values().items():
+        changed = {key: value for key, value in values.items() if value != recipe.loaded[section].get(key)}
+        if changed:
+            document[section] = {**(document.get(section) or {}), **changed}
+    return document | {"output_dir": str(recipe.output_dir), "resume": recipe.resume}
+
+
+def settle(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe with attributes that follow from the machine or the run, and do not count as given."""
+    return dataclasses.replace(recipe, **changes, document=given_document(recipe), loaded={})
 
 
 def recipe_yaml(recipe: Recipe) -> str:
-    """The resolved recipe as YAML."""
-    head = "# The resolved recipe of this run. Keys of train and lora that are not here have upstream's defaults.\n"
-    return head + dump_yaml(recipe_document(recipe))
-
-
-def read_resolved(path: Path) -> Recipe:
-    """A recipe that `recipe_yaml` wrote.
-
-    Raises:
-        RecipeError: if it was changed into something that cannot work.
-    """
-    document, faults = read_document(path)
-    return recipe_from_document(document, source=str(path), faults=faults)
-
-
-def what_alters_the_adapter(recipe: Recipe) -> dict[str, Any]:
-    """Dotted key → value of everything that has a say in the trained weights."""
-    parts = {name: _plain(dataclasses.asdict(getattr(recipe, name))) for name in ("model", "data", "prompt")}
-    parts["early_stopping"] = dataclasses.asdict(recipe.early_stopping)
-    parts["lora"] = _plain(recipe.lora)
-    parts["train"] = {key: _plain(value) for key, value in recipe.train.items() if key not in _SHOWN_ONLY}
-    return dict(_dotted(parts))
+    """The recipe as it was given, overrides applied."""
+    head = "# The recipe of this run with its overrides. run.json holds what every key resolved to.\n"
+    return head + dump_yaml(given_document(recipe))
 
 
 def recipe_sha256(recipe: Recipe) -> str:
-    """Hash of what alters the adapter."""
-    return hashlib.sha256(json.dumps(what_alters_the_adapter(recipe), sort_keys=True).encode()).hexdigest()
+    """Hash of what was given, as far as it alters the adapter; no default has a part in it."""
+    given = given_document(recipe)
+    parts = {
+        f"{section}.{key}": plain_value(value)
+        for section in ADAPTER_SECTIONS
+        for key, value in (given.get(section) or {}).items()
+    }
+    parts = {key: value for key, value in parts.items() if key not in SHOWN_ONLY | BATCH_KEYS}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def dotted_values(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key → value of the sections that have a say in the adapter, into the sections within them."""
+    leaves: dict[str, Any] = {}
+    for section in ADAPTER_SECTIONS:
+        for key, value in (document.get(section) or {}).items():
+            if isinstance(value, Mapping) and nested_keys(known_keys()[section].get(key)):
+                leaves |= {f"{section}.{key}.{name}": plain_value(inner) for name, inner in value.items()}
+            else:
+                leaves[f"{section}.{key}"] = plain_value(value)
+    return leaves
+
+
+def given_keys(*recipes: Recipe) -> set[str]:
+    """Dotted keys that any of the recipes names."""
+    return {dotted for recipe in recipes for dotted in dotted_values(given_document(recipe))}
 
 
 def recipe_differences(before: Recipe, after: Recipe) -> list[str]:
-    """`train.learning_rate: 0.0002 → 0.0001`, one line for each key that alters the adapter."""
-    old, new = what_alters_the_adapter(before), what_alters_the_adapter(after)
-    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    """`train.learning_rate: 0.0002 → 0.0001`, one line for each key that alters the adapter and either names."""
+    old, new = dotted_values(before.values()), dotted_values(after.values())
+    named = {dotted for dotted in given_keys(before, after) - SHOWN_ONLY - BATCH_KEYS if is_known_key(dotted)}
+    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in sorted(named) if old.get(key) != new.get(key)]
 
 
-def _plain(value: Any) -> Any:
-    """Values as YAML and JSON hold them."""
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, Namespace):
-        return _plain(vars(value))
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+def refuse_removed_keys(recipe: Recipe) -> None:
+    """Refuse to train by keys that the installed TRL or PEFT lacks; loading takes them for a finished run's sake.
 
-
-def _dotted(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, inner in value.items():
-        if isinstance(inner, Mapping) and inner:
-            yield from _dotted(inner, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", inner
+    Raises:
+        RecipeError: with each such key.
+    """
+    removed = [dotted.split(".") for dotted in sorted(given_keys(recipe)) if not is_known_key(dotted)]
+    if removed:
+        raise RecipeError([rules.unknown_key(section, key, list(known_keys()[section])) for section, key in removed])

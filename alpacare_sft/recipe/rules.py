@@ -153,7 +153,7 @@ def refused_key(section: str, key: str) -> str | None:
 def bound_faults(train: Mapping[str, Any], lora: Mapping[str, Any]) -> Iterator[str]:
     """Numbers of `train` and `lora` that upstream would take and that cannot work."""
     for key, low, included in TRAIN_BOUNDS:
-        value = train[key]
+        value = train.get(key)  # a version of TRL may lack any of them
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if not math.isfinite(value):
@@ -161,7 +161,7 @@ def bound_faults(train: Mapping[str, Any], lora: Mapping[str, Any]) -> Iterator[
         elif value < low or (value == low and not included):
             yield f"train.{key} must be {'at least' if included else 'more than'} {low}, got {value:g}."
     for key, choices in TRAIN_CHOICES.items():
-        if train[key] not in choices:
+        if train.get(key, choices[0]) not in choices:
             yield f"train.{key} must be one of {', '.join(choices)}, got {train[key]}."
     if train["max_steps"] != -1 and train["max_steps"] < 1:
         yield f"train.max_steps must be at least 1, or -1 for whole epochs, got {train['max_steps']}."
@@ -178,12 +178,12 @@ def bound_faults(train: Mapping[str, Any], lora: Mapping[str, Any]) -> Iterator[
         yield f"lora.r must be at least 1, got {lora['r']}."
     if lora["lora_alpha"] is not None and lora["lora_alpha"] <= 0:
         yield f"lora.lora_alpha must be more than 0, got {lora['lora_alpha']}."
-    if str(lora["init_lora_weights"]).startswith("pissa_niter"):
+    if str(lora.get("init_lora_weights")).startswith("pissa_niter"):
         yield (
             f"lora.init_lora_weights must not be {lora['init_lora_weights']}: it draws at random and changes the base, "
             "so that the saved adapter does not load back as it was trained. Use pissa or olora, which are exact."
         )
-    if lora["init_lora_weights"] == "loftq":
+    if lora.get("init_lora_weights") == "loftq":
         yield "lora.init_lora_weights must not be loftq: it needs lora.loftq_config, which is not taken. Use pissa."
     if not 0 <= lora["lora_dropout"] < 1:
         yield f"lora.lora_dropout must be at least 0 and below 1, got {lora['lora_dropout']:g}."
@@ -200,7 +200,7 @@ def target_faults(lora: Mapping[str, Any]) -> Iterator[str]:
             "lora.target_modules must not hold lm_head: the loss reads the head's weights directly, an adapter "
             "there would never be trained. Remove it."
         )
-    for name in lora["modules_to_save"] or ():
+    for name in lora.get("modules_to_save") or ():
         yield (
             f"lora.modules_to_save must be empty, got {name}: whole layers in the adapter cannot be merged, compared "
             "or published as LoRA. Remove it."
@@ -210,10 +210,10 @@ def target_faults(lora: Mapping[str, Any]) -> Iterator[str]:
 def evaluation_faults(train: Mapping[str, Any], has_validation: bool) -> Iterator[str]:
     """Evaluation, saving and best-model loading that do not fit together."""
     evaluation, saving = str(train["eval_strategy"]), str(train["save_strategy"])
-    metric = str(train["metric_for_best_model"] or "loss").removeprefix("eval_")
+    metric = str(train.get("metric_for_best_model") or "loss").removeprefix("eval_")
     if metric not in ("loss", "mean_token_accuracy"):
         yield f"train.metric_for_best_model must be loss or mean_token_accuracy, got {metric}."
-    if metric == "loss" and train["greater_is_better"]:
+    if metric == "loss" and train.get("greater_is_better"):
         yield "train.greater_is_better must not be true for a loss: it keeps the worst checkpoint. Leave it out."
     if evaluation != "no" and not has_validation:
         yield (
@@ -275,9 +275,9 @@ def combination_faults(train: Mapping[str, Any], data: Any, prompt: Any, metrics
     if train["fp16"] and train["bf16"]:
         yield "train.fp16 and train.bf16 must not both be true. Leave both out to let the hardware decide."
     for key in _NEED_WORKERS:
-        if train[key] and not train["dataloader_num_workers"]:
+        if train.get(key) and not train.get("dataloader_num_workers"):
             yield f"train.{key} needs train.dataloader_num_workers of at least 1, got 0."
-    if train["padding_free"] and not train["packing"]:
+    if train.get("padding_free") and not train.get("packing"):
         yield "train.padding_free needs train.packing: true, which turns it on by itself. Leave it out."
     for key in data.columns:
         if key not in TEXT_COLUMNS:
@@ -289,7 +289,7 @@ def combination_faults(train: Mapping[str, Any], data: Any, prompt: Any, metrics
     fractions = sum(size for size in sizes if isinstance(size, float))
     if fractions > 1 + 1e-9:
         yield f"data.splits must not add up to more than 1, got {fractions:g}."
-    if prompt.overflow == "truncate_output" and train["packing"] and train["packing_strategy"] == "wrapped":
+    if prompt.overflow == "truncate_output" and train.get("packing") and train.get("packing_strategy") == "wrapped":
         yield "train.packing_strategy: wrapped cuts rows in the middle. Use bfd."
     if not metrics or len(set(metrics)) < len(metrics):
         yield f"evaluate.metrics must name each score once, got {list(metrics)}."

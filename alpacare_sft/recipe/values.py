@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import enum
 import functools
 import operator
 import types
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 _WORDS: dict[Any, str] = {
@@ -59,6 +62,23 @@ def _flatten(annotation: Any) -> list[Any]:
     if get_origin(annotation) in (Union, types.UnionType):
         return [part for argument in get_args(annotation) for part in _flatten(argument)]
     return [annotation]
+
+
+def plain_value(value: Any) -> Any:
+    """A value as YAML and JSON hold it: enums by their value, sets sorted, objects as mappings."""
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): plain_value(inner) for key, inner in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, list | tuple):
+        return [plain_value(inner) for inner in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain_value(dataclasses.asdict(value))
+    if isinstance(value, argparse.Namespace):
+        return plain_value(vars(value))
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def describe_type(annotation: Any) -> str:

@@ -12,9 +12,10 @@ from rich.text import Text
 
 from alpacare_sft.data.prepare import prepare_data
 from alpacare_sft.data.report import encoded_segments
-from alpacare_sft.data.saving import DATA_KEYS, refuse_other_data, refuse_other_recipe, save_data
+from alpacare_sft.data.saving import DATA_KEYS, refuse_other_data, save_data
 from alpacare_sft.model.base import check_context, load_tokenizer
 from alpacare_sft.run.directory import RunDirectory
+from alpacare_sft.run.trained import continue_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,13 +32,13 @@ def show_data(recipe: Recipe, num_rows: int = 3) -> None:
         DataError: if the rows are wrong or too few.
         RunError: if the directory holds a run that was begun on other rows.
     """
+    run = RunDirectory(recipe.output_dir)
+    if run.holds_work():
+        recipe = continue_run(run, recipe, DATA_KEYS)
     tokenizer = load_tokenizer(recipe.model)
     check_context(recipe.model, recipe.train["max_length"])
     data = prepare_data(recipe, tokenizer)
-    run = RunDirectory(recipe.output_dir)
     with run.lock():
-        if run.holds_work():
-            refuse_other_recipe(run, recipe, DATA_KEYS)
         refuse_other_data(run, data)
         save_data(run, data, tokenizer)
     console = Console()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import runtime
 from alpacare_sft.errors import RunError, StoppedError
-from alpacare_sft.recipe.resolved import recipe_sha256, recipe_yaml
+from alpacare_sft.recipe.resolved import ADAPTER_SECTIONS, recipe_sha256, recipe_yaml
 from alpacare_sft.run.directory import RunDirectory, write_text
 
 if TYPE_CHECKING:
@@ -37,11 +37,13 @@ def recorded(run: RunDirectory, recipe: Recipe) -> Iterator[None]:
                 "status": "running",
                 "recipe_sha256": recipe_sha256(recipe),
                 "versions": installed_versions(),
+                "earlier_versions": _earlier_versions(run),
                 "git_commit": _git_commit(),
                 "hardware": runtime.describe_hardware(recipe.train["use_cpu"]),
                 "precision": "fp16" if recipe.train["fp16"] else "bf16" if recipe.train["bf16"] else "fp32",
                 "seed": recipe.train["seed"],
                 "error": None,
+                "resolved": {name: values for name, values in recipe.values().items() if name in ADAPTER_SECTIONS},
             }
         )
     try:
@@ -64,6 +66,20 @@ def recorded(run: RunDirectory, recipe: Recipe) -> Iterator[None]:
 def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Versions of what a result depends on."""
     return {name: version for name in packages if (version := _version(name))}
+
+
+def version_changes(record: Mapping[str, Any]) -> list[str]:
+    """`trl 1.16.0 → 1.17.0`, for each package of a record that is installed in another version now, or not at all."""
+    before: Mapping[str, str] = record.get("versions") or {}
+    now = {name: _version(name) for name in before}
+    return [f"{name} {version} → {now[name] or 'none'}" for name, version in before.items() if version != now[name]]
+
+
+def _earlier_versions(run: RunDirectory) -> list[dict[str, str]]:
+    """Versions that earlier sessions of an unfinished run had, where they were others than those installed now."""
+    record = run.read_record() if run.holds_work() else {}
+    earlier: list[dict[str, str]] = record.get("earlier_versions", [])
+    return [*earlier, record["versions"]] if version_changes(record) else earlier
 
 
 def _version(package: str) -> str | None:

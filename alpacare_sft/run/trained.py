@@ -1,29 +1,244 @@
-"""The recipe that a run's adapter was trained by."""
+"""The recipe that a run was trained by, whatever versions of the libraries read it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from alpacare_sft.errors import RunError
-from alpacare_sft.recipe.resolved import read_resolved, recipe_sha256
+from alpacare_sft import runtime
+from alpacare_sft.errors import RecipeError, RunError
+from alpacare_sft.recipe.document import apply_overrides, read_document
+from alpacare_sft.recipe.keys import SECTIONS, is_known_key
+from alpacare_sft.recipe.loading import Recipe, fits_key, recipe_from_document
+from alpacare_sft.recipe.resolved import (
+    ADAPTER_SECTIONS,
+    SHOWN_ONLY,
+    dotted_values,
+    given_document,
+    given_keys,
+    recipe_differences,
+    recipe_sha256,
+    settle,
+)
+from alpacare_sft.recipe.sections import EarlyStoppingSection
+from alpacare_sft.recipe.values import plain_value
 from alpacare_sft.run.directory import RunDirectory
+from alpacare_sft.run.record import version_changes
+from alpacare_sft.runtime import say
 
-if TYPE_CHECKING:
-    from alpacare_sft.recipe.loading import Recipe
+_ELSE = "choose another output_dir, or add --overwrite to replace it"
+
+
+@dataclass(frozen=True)
+class StoredRecipe:
+    """What a run says of its recipe.
+
+    Attributes:
+        recipe: with the values of the run, and of the installed libraries where the run knows none.
+        removed: dotted key → value of the run, for each key that the installed libraries lack.
+        added: dotted keys that the installed libraries have and the run does not know.
+        versions: `trl 1.16.0 → 1.17.0`, for each package that is another now.
+        fault: why the recipe is not the one of the record; empty if it is, None if that cannot be checked.
+    """
+
+    recipe: Recipe
+    removed: dict[str, Any]
+    added: list[str]
+    versions: list[str]
+    fault: str | None
+
+    @property
+    def removed_given(self) -> dict[str, Any]:
+        """Those of `removed` that the run's recipe names, and that are no mere defaults."""
+        return {key: value for key, value in self.removed.items() if key in given_keys(self.recipe)}
+
+    def describe_changes(self) -> str:
+        """What is not as it was when the run was trained, in one line; empty if nothing is."""
+        parts = [f"other versions than the run's: {', '.join(self.versions)}"] if self.versions else []
+        if self.removed:
+            values = (f"{key} (was {value})" for key, value in sorted(self.removed.items()))
+            parts.append(f"keys that no longer exist: {', '.join(values)}")
+        return "; ".join(parts)
+
+
+def read_stored_recipe(run: RunDirectory) -> StoredRecipe:
+    """Read the recipe of a run without holding its values of `train` and `lora` against the installed libraries.
+
+    A run of 0.1.0 has no resolved values in its record. Its recipe.yaml holds our sections in full, defaults and
+    all, and of `train` and `lora` what was not upstream's default then.
+
+    Raises:
+        RecipeError: if recipe.yaml cannot be read, or holds a value of ours that cannot work.
+    """
+    document, _ = read_document(run.recipe)
+    record = run.read_record()
+    values = record.get("resolved", document)
+    is_old = "resolved" not in record
+    sections = {**document, **{name: values.get(name) or {} for name in ADAPTER_SECTIONS}}
+    own = {name: dict(_known(sections.get(name) or {}, name)) for name in SECTIONS}
+    top = {key: document[key] for key in ("output_dir", "resume") if key in document}
+    base = recipe_from_document(copy.deepcopy(own) | top, source=str(run.recipe))
+    given = {key: value for key, value in document.items() if key in ("train", "lora") or not is_old}
+    recipe = dataclasses.replace(
+        base,
+        train={**base.train, **sections["train"]},
+        lora={**base.lora, **sections["lora"]},
+        early_stopping=EarlyStoppingSection(**own["early_stopping"]),
+        document=given,
+        loaded={},
+        notes=[],
+    )
+    of_run = dotted_values(sections) | dotted_values(given)
+    return StoredRecipe(
+        recipe,
+        removed={key: value for key, value in of_run.items() if not is_known_key(key)},
+        added=[] if is_old else sorted(key for key in dotted_values(recipe.values()) if key not in of_run),
+        versions=version_changes(record),
+        fault=_hash_fault(record, document, recipe),
+    )
+
+
+def _known(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """The keys of one of our sections that this version has, into the sections within it."""
+    for key, value in values.items():
+        if is_known_key(f"{prefix}.{key}"):
+            inner = isinstance(value, Mapping) and "." not in prefix
+            yield key, dict(_known(value, f"{prefix}.{key}")) if inner else value
+
+
+def _hash_fault(record: Mapping[str, Any], document: Mapping[str, Any], recipe: Recipe) -> str | None:
+    if "resolved" in record:
+        actual = recipe_sha256(recipe)
+    elif version_changes(record):
+        return None
+    else:
+        actual = _sha256_of_0_1(document, recipe)
+    return "" if actual == record.get("recipe_sha256") else "it is not the recipe of the record"
+
+
+def _sha256_of_0_1(document: Mapping[str, Any], recipe: Recipe) -> str:
+    """The hash as 0.1.0 made it: of every value, the defaults of the libraries included."""
+    parts = {name: document.get(name) or {} for name in ("model", "data", "prompt", "early_stopping")}
+    train = {key: value for key, value in recipe.train.items() if f"train.{key}" not in SHOWN_ONLY}
+    values = dict(_leaves({**parts, "lora": plain_value(recipe.lora), "train": plain_value(train)}))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, Mapping) and inner:
+            yield from _leaves(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", inner
 
 
 def trained_recipe(run: RunDirectory) -> Recipe:
-    """The recipe that a run's adapter was trained by.
+    """The recipe that a run's adapter was trained by, under any version of the libraries.
 
     Raises:
         RunError: if there is no adapter, its training has not ended, or the recipe was edited since.
     """
     if not run.has_adapter():
         raise RunError(f"output_dir: {run.path} holds no trained adapter. Train it first: alpacare-sft train RECIPE.")
-    record = run.read_record()
-    if record.get("status") != "done":
+    if run.read_record().get("status") != "done":
         raise RunError(f"output_dir: the training in {run.path} has not ended. Run it again to go on.")
-    trained = read_resolved(run.recipe)
-    if record["recipe_sha256"] != recipe_sha256(trained):
+    stored = read_stored_recipe(run)
+    if stored.fault:
         raise RunError(f"{run.recipe} is not the recipe that this adapter was trained by. Undo what was changed in it.")
-    return trained
+    if changes := stored.describe_changes():
+        say(f"{run.path}: {changes}.")
+    if stored.fault is None:
+        say(f"{run.recipe} cannot be checked: its hash covers the defaults of the versions that it was trained with.")
+    return stored.recipe
+
+
+def continue_run(run: RunDirectory, recipe: Recipe, keys: tuple[str, ...] = ("",)) -> Recipe:
+    """Hold a recipe to a directory that holds work.
+
+    Args:
+        run: a directory with a checkpoint or an adapter.
+        recipe: what is requested now.
+        keys: beginnings of the dotted keys that must agree; all that alter the adapter by default.
+
+    Returns:
+        The recipe, with the run's value of each key that neither names.
+
+    Raises:
+        RunError: with each difference, or what of the run this machine or its libraries lack.
+    """
+    if not run.recipe.exists():
+        raise RunError(
+            f"output_dir: {run.path} holds checkpoints or an adapter and no recipe. "
+            "Choose another output_dir, or add --overwrite to replace them."
+        )
+    stored = read_stored_recipe(run)
+    differences = [line for line in recipe_differences(stored.recipe, recipe) if line.startswith(keys)]
+    if differences:
+        lines = "\n".join(f"  - {difference}" for difference in differences)
+        raise RunError(
+            f"output_dir: {run.path} holds a run of another recipe:\n{lines}\n{_ELSE[0].upper()}{_ELSE[1:]}."
+        )
+    if run.read_record().get("status") == "done" and run.has_adapter():
+        if changes := stored.describe_changes():
+            say(f"{run.path}: {changes}.")
+        return recipe
+    removed = {key: value for key, value in stored.removed_given.items() if key.startswith(keys)}
+    if removed:
+        lines = ", ".join(f"{key}: {value}" for key, value in sorted(removed.items()))
+        raise RunError(
+            f"output_dir: {run.path} was begun with {lines}, which the installed libraries no longer have "
+            f"({', '.join(stored.versions)}). Install the versions that it was begun with, {_ELSE}."
+        )
+    return _with_values_of(run, stored, recipe, keys)
+
+
+def _with_values_of(run: RunDirectory, stored: StoredRecipe, recipe: Recipe, keys: tuple[str, ...]) -> Recipe:
+    """The recipe with the run's value of each key that neither names, told where that is no default any more."""
+    before, now = dotted_values(stored.recipe.values()), dotted_values(recipe.values())
+    free = before.keys() & now.keys() - given_keys(stored.recipe, recipe) - SHOWN_ONLY
+    other = {key: before[key] for key in sorted(free) if before[key] != now[key] and key.startswith(keys)}
+    retained = {key: value for key, value in other.items() if fits_key(key, value)}
+    notes = []
+    if stored.versions:
+        notes.append(
+            f"going on under other versions than the run began with: {', '.join(stored.versions)}. The run's values "
+            "are retained; results may differ in the last bits"
+        )
+    if retained:
+        notes.append(f"retained from the run: {_pairs(retained)}")
+    if lost := {**stored.removed, **{key: value for key, value in other.items() if key not in retained}}:
+        notes.append(f"of the run, but not taken by the installed libraries: {_pairs(lost)}")
+    if stored.added:
+        notes.append(
+            f"unknown to the run, now at their defaults: {_pairs({key: now.get(key) for key in stored.added})}"
+        )
+    for note in notes:
+        say(f"{note}.")
+    if not retained:
+        return recipe
+    document = given_document(recipe)
+    apply_overrides(document, list(retained.items()))
+    whole = recipe_from_document(document, source=str(run.recipe))
+    changes = {name: getattr(whole, name) for name in ADAPTER_SECTIONS}
+    continued = settle(recipe, **changes)
+    _refuse_other_precision(run, continued)
+    return continued
+
+
+def _refuse_other_precision(run: RunDirectory, recipe: Recipe) -> None:
+    try:
+        runtime.resolve_precision(recipe.train)
+    except RecipeError as error:
+        name = "fp16" if recipe.train["fp16"] else "bf16"
+        raise RunError(
+            f"output_dir: {run.path} was begun in {name}, which this machine lacks. Go on where it is there, {_ELSE}."
+        ) from error
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in sorted(values.items()))

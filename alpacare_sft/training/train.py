@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import time
@@ -12,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import runtime
 from alpacare_sft.data.prepare import prepare_data
-from alpacare_sft.data.saving import refuse_other_data, refuse_other_recipe, save_data
+from alpacare_sft.data.saving import refuse_other_data, save_data
 from alpacare_sft.errors import RunError, StoppedError
 from alpacare_sft.evaluation.generation import end_token_ids
 from alpacare_sft.model.adapter import check_adapter, save_adapter
 from alpacare_sft.model.base import base_identity, check_context, load_base_model, load_tokenizer
 from alpacare_sft.model.prompt import PromptEncoder
+from alpacare_sft.recipe.resolved import refuse_removed_keys, settle
 from alpacare_sft.reporting.card import save_card
 from alpacare_sft.reporting.pages import save_training_report
 from alpacare_sft.run.directory import WEIGHTS, RunDirectory, check_free_disk
 from alpacare_sft.run.record import effective_batch_size, recorded, summarize_training
+from alpacare_sft.run.trained import continue_run
 from alpacare_sft.runtime import is_main_process, say
 from alpacare_sft.training.checkpoints import Checkpoint, newest_whole_checkpoint
 from alpacare_sft.training.config import build_sft_config, build_trainer, check_trackers
@@ -57,9 +58,13 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
     check_launcher()
     runtime.check_devices()
     threads = runtime.set_threads()
-    precision = runtime.resolve_precision(recipe.train)
-    recipe = dataclasses.replace(recipe, train={**recipe.train, "fp16": precision.fp16, "bf16": precision.bf16})
+    recipe = _settle_precision(recipe)
     run = RunDirectory(recipe.output_dir)
+    if run.holds_work() and not overwrite:
+        recipe = continue_run(run, recipe)
+    else:
+        refuse_removed_keys(recipe)
+    precision = runtime.resolve_precision(recipe.train)
     check_trackers(recipe)
     check_config(build_sft_config(recipe, run, precision))  # what upstream refuses is told before anything is written
     with run.lock() if is_main_process() else nullcontext(), StopOnSignal() as stop:
@@ -67,8 +72,6 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
             if overwrite and is_main_process():
                 run.clear()
             record = run.read_record()
-            if run.holds_work():
-                refuse_other_recipe(run, recipe)
         if record.get("status") == "done" and run.has_adapter():
             say(f"{run.path} holds this run, done: nothing to do. --overwrite runs it anew.")
             return record
@@ -147,6 +150,12 @@ def _run(recipe: Recipe, run: RunDirectory, stop: StopOnSignal, precision: runti
         say(_farewell(run, record))
         return record
     return {}
+
+
+def _settle_precision(recipe: Recipe) -> Recipe:
+    """The recipe with the precision that it names, or that suits this machine."""
+    precision = runtime.resolve_precision(recipe.train)
+    return settle(recipe, train={**recipe.train, "fp16": precision.fp16, "bf16": precision.bf16})
 
 
 @contextmanager
