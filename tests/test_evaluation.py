@@ -225,7 +225,7 @@ def test_merged_and_attached_adapters_write_the_same(trained: Recipe, monkeypatc
 
 def test_an_edited_recipe_of_a_run_is_not_trusted(trained: Recipe) -> None:
     path = trained.output_dir / "recipe.yaml"
-    path.write_text(path.read_text().replace("format: sections", "format: chat"))
+    path.write_text(path.read_text() + "prompt: {format: chat}\n")
     with pytest.raises(RunError, match="not the recipe that this adapter was trained by"):
         evaluate(trained)
 

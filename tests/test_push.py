@@ -322,7 +322,8 @@ def test_the_code_of_the_card_ends_answers_where_the_run_does(
     recipe = load_recipe(run / "recipe.yaml")
     recipe = dataclasses.replace(recipe, prompt=dataclasses.replace(recipe.prompt, format="chat", system='Be "kind".'))
     (run / "recipe.yaml").write_text(recipe_yaml(recipe))
-    RunDirectory(run).update_record({"recipe_sha256": recipe_sha256(recipe), "end_token_ids": [1, 3]})
+    changes = {"recipe_sha256": recipe_sha256(recipe), "resolved": recipe.values(), "end_token_ids": [1, 3]}
+    RunDirectory(run).update_record(changes)
     scope = run_code(push(make("--generate.max_new_tokens", "8")).card)
     assert scope["model"].generation_config.eos_token_id == [1, 3]
     assert scope["messages"][0] == {"role": "system", "content": 'Be "kind".'}

@@ -46,7 +46,17 @@ ALLOWED = frozenset(
     }
 )
 _RECORD = (
-    *("status", "recipe_sha256", "data_sha256", "data_commit", "versions", "git_commit", "hardware", "precision"),
+    *(
+        "status",
+        "recipe_sha256",
+        "data_sha256",
+        "data_commit",
+        "versions",
+        "earlier_versions",
+        "git_commit",
+        "hardware",
+        "precision",
+    ),
     *("seed", "base_model", "end_token_ids", "rows", "tokens", "parameters", "train", "seconds"),
 )
 _SCORES = (

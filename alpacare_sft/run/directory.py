@@ -86,7 +86,7 @@ class RunDirectory:
 
     @property
     def recipe(self) -> Path:
-        """The resolved recipe."""
+        """The recipe as it was given."""
         return self.path / "recipe.yaml"
 
     @property

@@ -43,14 +43,14 @@ class StoredRecipe:
         removed: dotted key → value of the run, for each key that the installed libraries lack.
         added: dotted keys that the installed libraries have and the run does not know.
         versions: `trl 1.16.0 → 1.17.0`, for each package that is another now.
-        fault: why the recipe is not the one of the record; empty if it is, None if that cannot be checked.
+        is_of_record: whether the recipe has the hash of the record; None if that cannot be checked.
     """
 
     recipe: Recipe
     removed: dict[str, Any]
     added: list[str]
     versions: list[str]
-    fault: str | None
+    is_of_record: bool | None
 
     @property
     def removed_given(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class StoredRecipe:
 
 
 def read_stored_recipe(run: RunDirectory) -> StoredRecipe:
-    """Read the recipe of a run without holding its values of `train` and `lora` against the installed libraries.
+    """Read the recipe of a run; its values of `train` and `lora` need not fit the installed libraries.
 
     A run of 0.1.0 has no resolved values in its record. Its recipe.yaml holds our sections in full, defaults and
     all, and of `train` and `lora` what was not upstream's default then.
@@ -99,7 +99,7 @@ def read_stored_recipe(run: RunDirectory) -> StoredRecipe:
         removed={key: value for key, value in of_run.items() if not is_known_key(key)},
         added=[] if is_old else sorted(key for key in dotted_values(recipe.values()) if key not in of_run),
         versions=version_changes(record),
-        fault=_hash_fault(record, document, recipe),
+        is_of_record=_is_of_record(record, document, recipe),
     )
 
 
@@ -111,14 +111,14 @@ def _known(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield key, dict(_known(value, f"{prefix}.{key}")) if inner else value
 
 
-def _hash_fault(record: Mapping[str, Any], document: Mapping[str, Any], recipe: Recipe) -> str | None:
+def _is_of_record(record: Mapping[str, Any], document: Mapping[str, Any], recipe: Recipe) -> bool | None:
     if "resolved" in record:
         actual = recipe_sha256(recipe)
-    elif version_changes(record):
-        return None
+    elif any(change.split(" ")[0] in ("trl", "peft", "transformers") for change in version_changes(record)):
+        return None  # the hash of 0.1.0 covers the defaults of these three
     else:
         actual = _sha256_of_0_1(document, recipe)
-    return "" if actual == record.get("recipe_sha256") else "it is not the recipe of the record"
+    return actual == record.get("recipe_sha256")
 
 
 def _sha256_of_0_1(document: Mapping[str, Any], recipe: Recipe) -> str:
@@ -148,11 +148,11 @@ def trained_recipe(run: RunDirectory) -> Recipe:
     if run.read_record().get("status") != "done":
         raise RunError(f"output_dir: the training in {run.path} has not ended. Run it again to go on.")
     stored = read_stored_recipe(run)
-    if stored.fault:
+    if stored.is_of_record is False:
         raise RunError(f"{run.recipe} is not the recipe that this adapter was trained by. Undo what was changed in it.")
     if changes := stored.describe_changes():
         say(f"{run.path}: {changes}.")
-    if stored.fault is None:
+    if stored.is_of_record is None:
         say(f"{run.recipe} cannot be checked: its hash covers the defaults of the versions that it was trained with.")
     return stored.recipe
 
