@@ -44,7 +44,8 @@ def similarities(answers: Mapping[str, Sequence[str]], references: Sequence[str]
     from transformers import AutoModel, AutoTokenizer
 
     folder = find_encoder()
-    tokenizer, encoder = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    encoder = AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True).eval()
     embed = partial(_embed, tokenizer=tokenizer, encoder=encoder)
     expected = [embed(reference) for reference in references]
     return {

