@@ -12,7 +12,7 @@ Each message stands alone: what must be, what was found, and what to do about it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 class AlpacareError(Exception):
@@ -61,3 +61,10 @@ class StoppedError(RunError):
     """The run was stopped by a signal; a checkpoint to resume from was written."""
 
     exit_code = 75
+
+
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from, the newest first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

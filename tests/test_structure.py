@@ -29,6 +29,7 @@ ORDER = [
     "recipe.reference",
     "runtime",
     "run",
+    "run.disk",
     "run.directory",
     "run.json_lines",
     "run.record",

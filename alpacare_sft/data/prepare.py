@@ -20,6 +20,7 @@ from alpacare_sft.data.split import SPLITS, split_rows
 from alpacare_sft.errors import DataError
 from alpacare_sft.model.prompt import PromptEncoder, check_encoder
 from alpacare_sft.recipe.sections import ROW_COLUMNS
+from alpacare_sft.run.disk import disk_faults_told
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,7 +62,13 @@ def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared
     Raises:
         DataError: if rows cannot be read, are too few, or too many leave no room for an answer.
         ModelError: if the tokenizer cannot make the prompt that the recipe asks for.
+        RunError: if a cache cannot be written.
     """
+    with disk_faults_told():
+        return _prepare(recipe, tokenizer)
+
+
+def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
     show_progress(True)
     encoder = PromptEncoder(tokenizer, recipe.prompt)
     check_encoder(encoder)

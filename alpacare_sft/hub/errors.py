@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from alpacare_sft.errors import RunError
-from alpacare_sft.model.base import causes_of, is_of_http
+from alpacare_sft.errors import RunError, causes_of
+from alpacare_sft.model.base import is_of_http
 
 TOKENS = "https://huggingface.co/settings/tokens"
 _CUT = (ConnectionError, TimeoutError)

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.errors import ModelError, RecipeError
+from alpacare_sft.errors import ModelError, RecipeError, causes_of
 from alpacare_sft.recipe.sections import ModelSection
+from alpacare_sft.run.disk import disk_faults_told, own_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -247,7 +248,8 @@ def told_by_cause(name: str, revision: str | None, key: str = "model.model_name_
     # What the libraries raise for a damaged or a strange file.
     told = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
     try:
-        yield
+        with disk_faults_told():
+            yield
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError) or not (isinstance(error, told) or is_of_http(error)):
             raise
@@ -316,13 +318,6 @@ def _status(causes: Iterable[BaseException]) -> int | None:
     return next((cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError)), None)
 
 
-def causes_of(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from, the newest first."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 def is_of_http(error: BaseException) -> bool:
     """Whether the HTTP library raised it; `huggingface_hub` calls it httpx or, since 2, httpx2."""
     return type(error).__module__.startswith("httpx")
@@ -333,8 +328,9 @@ def embedded_model() -> Path:
 
     Raises:
         ModelError: if the package that carries it is not installed.
+        RunError: if nothing can be written there.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alpacare_sft"
+    cache = own_cache()
     target = cache / "SmolLM2-135M-Instruct"
     if (target / "config.json").exists():
         return target
@@ -343,9 +339,14 @@ def embedded_model() -> Path:
     files = sorted(folder.glob("*.gguf")) if package else []
     if not files:
         raise ModelError(f"model.model_name_or_path: embedded needs its package. Install it: {_EMBEDDED_INSTALL}")
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        _convert_gguf(files[0], Path(scratch) / "model")
+    with disk_faults_told():
+        cache.mkdir(parents=True, exist_ok=True)
+        return _converted(files[0], target)
+
+
+def _converted(file: Path, target: Path) -> Path:
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        _convert_gguf(file, Path(scratch) / "model")
         try:
             (Path(scratch) / "model").rename(target)
         except OSError:  # another process was first
