@@ -6,23 +6,20 @@ What is wrong with a file is told with the file's name and, where it has one, th
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.data.files import first_line, load_file, local_files
+from alpacare_sft.data.files import load_file, local_files
+from alpacare_sft.data.hub import as_hub_dataset, load_hub, path_entries
 from alpacare_sft.errors import DataError
-from alpacare_sft.model.base import request_fault
 from alpacare_sft.recipe.sections import TEXT_COLUMNS, DataSection
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -32,12 +29,12 @@ class LoadedRows:
     Attributes:
         rows: columns id, instruction, input and output; `id` counts from 0 in the order of the source.
         filled: for each column with a constant, how many rows it filled.
-        commit: of a data set on the Hub.
+        sources: what `load_hub` says of each data set of the Hub.
     """
 
     rows: Dataset
     filled: Mapping[str, int]
-    commit: str | None = None
+    sources: Sequence[Mapping[str, Any]] = ()
 
 
 def load_rows(data: DataSection) -> LoadedRows:
@@ -48,76 +45,25 @@ def load_rows(data: DataSection) -> LoadedRows:
     """
     from datasets import concatenate_datasets
 
-    if files := local_files(data.path):
-        if data.revision is not None:
-            raise DataError(
-                f"data.revision must be left out for local files, which have none, got {data.revision!r}. "
-                "Remove it; the rows are recorded by their hash."
-            )
-        parts, commit = [(str(path), load_file(path)) for path in files], None
-    else:
-        assert isinstance(data.path, str)
-        found, commit = _load_from_hub(data.path, data.revision)
-        parts = [(data.path, found)]
-    columns = [_text_columns(source, rows, data) for source, rows in parts]
+    entries = [(entry, as_hub_dataset(entry, data.revision)) for entry in path_entries(data.path)]
+    if data.revision is not None and not any(dataset for _, dataset in entries):
+        raise DataError(
+            f"data.revision must be left out for local files, which have none, got {data.revision!r}. "
+            "Remove it; the rows are recorded by their hash."
+        )
+    parts: dict[str, Dataset] = {}
+    sources = []
+    for entry, dataset in entries:
+        if dataset is not None:
+            rows, source = load_hub(dataset)
+            parts[f"{dataset.path} ({source['name']}, {source['split']})"] = rows
+            sources.append(source)
+        else:
+            parts |= {str(path): load_file(path) for path in local_files(str(entry)) if str(path) not in parts}
+    columns = [_text_columns(source, rows, data) for source, rows in parts.items()]
     rows = concatenate_datasets(columns)
     rows = rows.add_column("id", range(len(rows)))
-    return LoadedRows(*_fill_constants(rows, data.constants), commit)
-
-
-def _load_from_hub(path: str, revision: str | None) -> tuple[Dataset, str | None]:
-    """A data set and its commit, which is how `datasets` 5.2 names what it built, with what else told it apart."""
-    from datasets import load_dataset_builder
-
-    try:
-        builder = load_dataset_builder(path, revision=revision)
-        if revision and type(builder).__module__.endswith(".cache"):
-            _check_cached_revision(path, revision, builder.hash)
-        builder.download_and_prepare()
-        commit = _COMMIT.match(builder.hash or "")
-        return builder.as_dataset(split="train"), commit[0] if commit else None
-    except DataError:
-        raise
-    except Exception as error:  # builders raise many kinds for a data set in a form that they do not know
-        raise DataError(f"data.path: {_hub_fault(path, revision, error)}") from error
-
-
-def _check_cached_revision(path: str, revision: str, cached: str) -> None:
-    """Without the Hub, `datasets` 5.2 takes what it cached last, whatever revision was asked for."""
-    from huggingface_hub import try_to_load_from_cache
-
-    card = try_to_load_from_cache(path, "README.md", repo_type="dataset", revision=revision)
-    commit = Path(card).parent.name if isinstance(card, str) else revision
-    if not cached.startswith(commit):
-        raise DataError(
-            f"data.revision: {revision} of {path} cannot be had from the Hub, and the cache holds another, {cached}. "
-            "Check the network and the token, or name that one."
-        )
-
-
-def _hub_fault(path: str, revision: str | None, error: Exception) -> str:
-    """What is wrong, told by its cause, with the page or the command that mends it."""
-    from datasets.data_files import EmptyDatasetError
-    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
-    from huggingface_hub import errors as hub
-
-    page, cause = f"https://huggingface.co/datasets/{path}", error.__cause__ or error
-    if isinstance(cause, hub.RevisionNotFoundError):
-        return f"{path} has no revision {revision}. See {page}/tree/main, and set data.revision."
-    if isinstance(error, DatasetNotFoundError) and "is a gated dataset" in str(error):
-        if "authenticated" in str(error):
-            return f"{path} is gated and no token was given. Accept its terms at {page}, then `hf auth login`."
-        return f"{path} is gated and this token may not read it. Accept its terms at {page} with the token's account."
-    if isinstance(error, DatasetNotFoundError):
-        return (
-            f"{path} is neither a file nor a data set that can be read. Check the name; a private data set needs "
-            "HF_TOKEN. A local file needs its ending, as in rows.jsonl."
-        )
-    if isinstance(error, EmptyDatasetError | DataFilesNotFoundError):
-        return f"{path} holds no file of rows. See {page}/tree/main."
-    if isinstance(error, ConnectionError):
-        return f"{path} cannot be reached and is not in the cache. Check the network, or name local files."
-    return request_fault(path, page, error) or f"{path} cannot be loaded: {first_line(cause)}."
+    return LoadedRows(*_fill_constants(rows, data.constants), sources)
 
 
 def _text_columns(source: str, rows: Dataset, data: DataSection) -> Dataset:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.data.clean import clean_rows
 from alpacare_sft.data.equality import question_keys
-from alpacare_sft.data.load import load_rows, show_progress
+from alpacare_sft.data.hub import commit_of, describe_unused
+from alpacare_sft.data.load import show_progress
 from alpacare_sft.data.near_duplicates import find_near_duplicates
-from alpacare_sft.data.split import SPLITS, split_rows
+from alpacare_sft.data.publisher_splits import clean_parts, load_parts, split_parts
+from alpacare_sft.data.split import SPLITS
 from alpacare_sft.errors import DataError
 from alpacare_sft.model.prompt import PromptEncoder, check_encoder
 from alpacare_sft.recipe.sections import ROW_COLUMNS
@@ -72,31 +73,35 @@ def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedData
     show_progress(True)
     encoder = PromptEncoder(tokenizer, recipe.prompt)
     check_encoder(encoder)
-    source = load_rows(recipe.data)
-    loaded = source.rows
-    num_proc = recipe.train["dataset_num_proc"] or _num_processes(len(loaded))
-    cleaned, steps = clean_rows(loaded, recipe.data.clean, num_proc)
+    parts = load_parts(recipe.data)
+    loaded = sum(len(part.rows) for part in parts.values())
+    num_proc = recipe.train["dataset_num_proc"] or _num_processes(loaded)
+    cleaned, steps = clean_parts(parts, recipe.data.clean, num_proc)
     if len(cleaned) == 0:
-        raise DataError(_no_row_left(len(loaded), steps))
+        raise DataError(_no_row_left(loaded, steps))
     max_length: int = recipe.train["max_length"]
     encoded = cleaned.map(
         _encode, fn_kwargs={"encoder": encoder, "max_length": max_length}, num_proc=num_proc, desc="Tokenizing"
     )
     kept, dropped = _drop_what_teaches_nothing(encoded, recipe)
-    splits = split_rows(kept, recipe.data.splits, recipe.data.seed)
+    splits, held_out = split_parts(kept, recipe.data.splits, recipe.data.seed)
+    sources = [source for part in parts.values() for source in part.sources]
     rows = {
-        "loaded": len(loaded),
+        "loaded": loaded,
         "cleaned": len(cleaned),
         "dropped_no_answer": dropped["no_answer"],
         "dropped_too_long": dropped["too_long"],
-        "kept": len(kept),
+        "dropped_held_out": held_out,
+        "kept": len(kept) - held_out,
         **{name: len(splits[name]) for name in SPLITS},
-        "unused": len(kept) - sum(len(part) for part in splits.values()),
+        "unused": len(kept) - held_out - sum(len(part) for part in splits.values()),
         "truncated": sum(splits["train"]["truncated"]),
-        "filled": source.filled,
+        "filled": {name: sum(part.filled[name] for part in parts.values()) for name in recipe.data.constants},
     }
     report = {
-        "commit": source.commit,
+        "commit": commit_of(sources),
+        "hub": sources,
+        "unused_sources": list(describe_unused(sources)),
         "rows": rows,
         "steps": steps,
         "max_length": max_length,

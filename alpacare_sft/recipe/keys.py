@@ -58,7 +58,9 @@ def nested_keys(annotation: Any) -> dict[str, Any] | None:
 def nested_section(annotation: Any) -> type | None:
     """The dataclass of a section within a section, which may be one that is off by default (`X | None`)."""
     parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    return next((part for part in parts if isinstance(part, type) and dataclasses.is_dataclass(part)), None)
+    parts = tuple(part for part in parts if part is not type(None))
+    is_section = len(parts) == 1 and isinstance(parts[0], type) and dataclasses.is_dataclass(parts[0])
+    return parts[0] if is_section else None
 
 
 def key_faults(document: Mapping[str, Any]) -> Iterator[str]:
@@ -76,6 +78,7 @@ def key_faults(document: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(values, Mapping) and values.get(key) in (None, ""):
             yield f"{required} must be given. `embedded` needs no network."
     yield from _missing_in_nested(document, known)
+    yield from _entry_faults(document.get("data"))
     if document.get("output_dir") in (None, ""):
         yield "output_dir must be given: the directory of the run, for example runs/demo."
 
@@ -106,6 +109,17 @@ def _missing_in_nested(document: Mapping[str, Any], known: Mapping[str, Mapping[
                 required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
                 if required and values.get(item.name) in (None, ""):
                     yield f"{section}.{key}.{item.name} must be given."
+
+
+def _entry_faults(data: Any) -> Iterator[str]:
+    """Keys of the entries of `data.path` that name a part of a Hub data set."""
+    path = data.get("path") if isinstance(data, Mapping) else None
+    known = typing.get_type_hints(sections.HubDataset)
+    for entry in path if isinstance(path, list) else [path]:
+        if isinstance(entry, Mapping):
+            yield from _section_key_faults("data.path", entry, known)
+            if not entry.get("path"):
+                yield "data.path.path must be given: the id of a Hub data set, owner/name."
 
 
 def refused_faults(document: Mapping[str, Any]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -120,8 +121,9 @@ def recipe_from_document(document: dict[str, Any], source: str = "", faults: Seq
     if not found:
         parsed = _parse(document)
     if parsed is None:
-        told = {fault.split(" ", 1)[0] for fault in found}
-        found += [fault for fault in _value_faults(document) if fault.split(" ", 1)[0] not in told]
+        told = tuple(fault.split(" ", 1)[0] + "." for fault in found)  # a fault within a value says enough of it
+        values = ((fault, fault.split(" ", 1)[0] + ".") for fault in _value_faults(document))
+        found += [fault for fault, key in values if not any(other.startswith(key) for other in told)]
         if not found:  # a fault of no single value; jsonargparse's own words are all there is
             found.append(_parse_error(document))
         found += list(_checks_of_what_parses(document, found))
@@ -196,7 +198,7 @@ def _parse_error(document: Mapping[str, Any]) -> str:
 
 
 def _typed(document: Mapping[str, Any]) -> dict[str, Any]:
-    values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in document.items()}
+    values: dict[str, Any] = copy.deepcopy(dict(document))  # jsonargparse 4.53 writes into lists
     values.setdefault("train", {})["output_dir"] = "unused"
     return values
 

@@ -8,10 +8,10 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_type_hints
 
 from alpacare_sft.recipe import rules, sections
-from alpacare_sft.recipe.keys import SECTIONS, known_keys, nested_keys, nested_section, upstream_classes
+from alpacare_sft.recipe.keys import SECTIONS, nested_section, upstream_classes
 from alpacare_sft.recipe.loading import RESUME
 from alpacare_sft.recipe.values import describe_type
 
@@ -80,6 +80,7 @@ def recipe_schema_text() -> str:
 
 def _nested_sections() -> Iterator[tuple[str, type]]:
     yield from SECTIONS.items()
+    yield "data.path", sections.HubDataset
     yield "data.clean", sections.CleanSection
     yield "data.splits", sections.SplitsSection
     yield "evaluate.judge", sections.JudgeSection
@@ -97,7 +98,7 @@ def recipe_reference() -> str:
     for name, section in _nested_sections():
         lines += [f"## {name}", "", inspect.getdoc(section) or "", ""]
         lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
-        docs, hints = field_docs(section), _hints(name)
+        docs, hints = field_docs(section), get_type_hints(section, include_extras=True)
         for item in dataclasses.fields(section):
             if nested_section(hints[item.name]) is None:
                 kind = describe_type(hints[item.name]).replace("|", "\\|")
@@ -136,12 +137,6 @@ def _upstream_reference() -> Iterator[str]:
     yield from ["| key | instead |", "|---|---|"]
     yield from (f"| `{key}` | {reason} |" for key, reason in rules.REFUSED["lora"].items())
     yield "| `modules_to_save` | Must be empty: the adapter holds LoRA weights alone |"
-
-
-def _hints(dotted: str) -> dict[str, Any]:
-    section, _, inner = dotted.partition(".")
-    hints = known_keys()[section]
-    return nested_keys(hints[inner]) or {} if inner else hints
 
 
 def _default(item: dataclasses.Field[Any]) -> str:

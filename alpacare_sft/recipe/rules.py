@@ -40,7 +40,12 @@ RENAMED = {
         "torch_dtype": "model.dtype",
         "load_in_4bit": "model.quantization: nf4",
     },
-    "data": {"dataset": "data.path", "name": "data.path", "test_size": "data.splits.test"},
+    "data": {
+        "dataset": "data.path",
+        **dict.fromkeys(("name", "config", "config_name", "subset"), "data.path: {path: owner/name, name: …}"),
+        "split": "data.path: {path: owner/name, split: …}",
+        "test_size": "data.splits.test",
+    },
 }
 
 _PUBLISHING = (
@@ -126,6 +131,7 @@ TRAIN_BOUNDS = (
 
 _LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
 TRAIN_CHOICES = {"loss_type": ("nll", "dft"), "log_level": _LOG_LEVELS, "log_level_replica": _LOG_LEVELS}
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _NEED_WORKERS = ("dataloader_persistent_workers", "dataloader_multiprocessing_context", "dataloader_prefetch_factor")
 
 
@@ -285,6 +291,7 @@ def combination_faults(train: Mapping[str, Any], data: Any, prompt: Any, metrics
     for key in data.constants:
         if key not in TEXT_COLUMNS[:2]:
             yield f"data.constants.{key} must be instruction or input: an answer cannot be a constant."
+    yield from _data_faults(data)
     sizes = (data.splits.train, data.splits.validation, data.splits.test)
     fractions = sum(size for size in sizes if isinstance(size, float))
     if fractions > 1 + 1e-9:
@@ -293,5 +300,27 @@ def combination_faults(train: Mapping[str, Any], data: Any, prompt: Any, metrics
         yield "train.packing_strategy: wrapped cuts rows in the middle. Use bfd."
     if not metrics or len(set(metrics)) < len(metrics):
         yield f"evaluate.metrics must name each score once, got {list(metrics)}."
+
+
+def _data_faults(data: Any) -> Iterator[str]:
+    """Entries of `data.path` and names of splits that cannot be right."""
+    entries = data.path if isinstance(data.path, list) else [data.path]
     if not data.path:
         yield "data.path must name a data set or a file, got nothing."
+    parts = [entry for entry in entries if not isinstance(entry, str)]
+    for entry in parts:
+        if not _HUB_ID.fullmatch(entry.path):
+            yield (
+                f"data.path.path must be the id of a Hub data set, owner/name, got {entry.path!r}. A local file is "
+                f"text: data.path: {entry.path}"
+            )
+    if parts and data.revision is not None:
+        yield "data.revision must be left out beside an entry {path: …}. Write it there: {path: …, revision: …}."
+    named = [size for size in vars(data.splits).values() if isinstance(size, str)]
+    if "" in (name.strip() for name in named):
+        yield "data.splits must hold a size or the name of a split, got ''."
+    if named and len(entries) > 1:
+        yield (
+            f"data.splits names a split ({named[0]}), which needs data.path to be one Hub data set, got "
+            f"{len(entries)} entries. Give sizes in rows, or name one data set."
+        )

@@ -94,30 +94,53 @@ class CleanSection:
 
 @dataclass(kw_only=True)
 class SplitsSection:
-    """How many rows each split gets: a whole number of rows, or a fraction of the rows kept."""
+    """How many rows each split gets: a whole number of rows, or a fraction of the rows kept; or a publisher's own.
 
-    train: PositiveCount | Fraction = 0.8
+    Text names a split of the Hub data set as `datasets` spells it: `test`, or `train[90%:]` for its last tenth. Its
+    rows are used as they are, beside what is drawn from `data.path`; a training row with a question of such a split
+    is dropped and counted.
+    """
+
+    train: PositiveCount | Fraction | str = 0.8
     """Rows to learn from."""
 
-    validation: Count | Fraction = 0.1
+    validation: Count | Fraction | str = 0.1
     """Rows for the loss during training, early stopping and the choice of the best checkpoint; 0
     for none."""
 
-    test: Count | Fraction = 0.1
+    test: Count | Fraction | str = 0.1
     """Rows that no part of training sees; `eval` scores on them."""
+
+
+@dataclass(kw_only=True)
+class HubDataset:
+    """An entry of `data.path` that names a part of a Hub data set; the keys are those of `datasets.load_dataset`."""
+
+    path: str
+    """Id of the data set: `owner/name`."""
+
+    name: str | None = None
+    """Configuration of the data set, for one that has several; null takes its default."""
+
+    split: str | None = None
+    """Split to read, in the spelling of `datasets` (`test`, `train[:50%]`, `train+validation`); null reads `train`."""
+
+    revision: str | None = None
+    """Branch, tag or commit."""
 
 
 @dataclass(kw_only=True)
 class DataSection:
     """The rows: where they come from, how they are cleaned and how they are split."""
 
-    path: str | list[str]
+    path: str | HubDataset | list[str | HubDataset]
     """A Hub data set id, local `.json`, `.jsonl`, `.csv` or `.parquet` files (one, a list, or a
     glob), or `embedded` for the 336 rows that come with this package; `embedded_dirty` names 42
-    more that show what cleaning does."""
+    more that show what cleaning does. `{path: owner/name, name: …, split: …, revision: …}` names a
+    configuration or a split of a Hub data set."""
 
     revision: str | None = None
-    """Branch, tag or commit of the data set on the Hub."""
+    """Branch, tag or commit of the data set on the Hub, where `path` is its id."""
 
     columns: dict[str, str] = field(default_factory=dict)
     """Where `instruction`, `input` and `output` stand, if the columns have other names, for example

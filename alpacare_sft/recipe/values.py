@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import enum
 import functools
@@ -37,7 +38,7 @@ def fits_type(value: Any, annotation: Any) -> bool:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=functools.reduce(operator.or_, parts))
     try:
-        parser.parse_object({"value": value})
+        parser.parse_object({"value": copy.deepcopy(value)})  # jsonargparse 4.53 writes into lists
     except (ArgumentError, ValueError, TypeError):
         return False
     return True
@@ -92,6 +93,8 @@ def describe_type(annotation: Any) -> str:
             word = "one of " + ", ".join(str(member.value) for member in plain)
         elif get_origin(plain) in (list, set):
             word = f"a list of {describe_type(get_args(plain)[0])}"
+        elif isinstance(plain, type) and dataclasses.is_dataclass(plain):
+            word = f"a mapping of {', '.join(item.name for item in dataclasses.fields(plain))}"
         elif plain is dict or get_origin(plain) is dict:
             word = "a mapping"
         else:
@@ -115,7 +118,8 @@ def takes_text_or_null(annotation: Any) -> bool:
 
 def quotes_remedy(value: Any, annotation: Any) -> str:
     """What to do about a number or a truth value that stands for text, such as a commit `1234567`."""
-    wants_text = str in {_plain(part) for part in _flatten(annotation)}
+    plain = {_plain(part) for part in _flatten(annotation)}
+    wants_text = str in plain and not plain & {int, float}
     return " Put it in quotes." if wants_text and isinstance(value, int | float) else ""
 
 

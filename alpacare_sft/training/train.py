@@ -113,6 +113,8 @@ def _run(recipe: Recipe, run: RunDirectory, stop: StopOnSignal, precision: runti
     say(
         f"rows: {rows['train']:,} train, {rows['validation']:,} validation, {rows['test']:,} test of {rows['loaded']:,}"
     )
+    for note in data.report["unused_sources"]:
+        say(note)
     spent("data")
     base = load_base_model(recipe.model, precision.dtype)
     identity = base_identity(recipe.model, base)

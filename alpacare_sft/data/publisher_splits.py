@@ -1,0 +1,126 @@
+"""A publisher's own splits: read by name, used as they are, and kept out of the training rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from alpacare_sft.data.clean import clean_rows
+from alpacare_sft.data.equality import question_keys
+from alpacare_sft.data.hub import as_hub_dataset
+from alpacare_sft.data.load import LoadedRows, load_rows
+from alpacare_sft.data.split import SPLITS, split_rows
+from alpacare_sft.errors import DataError
+from alpacare_sft.recipe.sections import CleanSection, DataSection, SplitsSection
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PART = "part"
+"""Column that says which split a row was published in, or `DRAWN`; only where a recipe names a split."""
+DRAWN = "drawn"
+
+
+def load_parts(data: DataSection) -> dict[str, LoadedRows]:
+    """The rows to draw splits from, as `DRAWN`, and those of each split that is named, by the recipe's name for it.
+
+    Raises:
+        DataError: if the rows cannot be read, or splits of local files are named.
+    """
+    named = _named_splits(data.splits)
+    if not named:
+        return {DRAWN: load_rows(data)}
+    dataset = as_hub_dataset(data.path, data.revision) if not isinstance(data.path, list) else None
+    if dataset is None:
+        name, split = next(iter(named.items()))
+        raise DataError(
+            f"data.splits.{name} must be a number of rows or a fraction for local files, got {split!r}, the name of a "
+            "split of a Hub data set. Give a number, or score the rows of another file with eval --rows FILE."
+        )
+
+    def part(split: str | None) -> LoadedRows:
+        return load_rows(dataclasses.replace(data, path=dataclasses.replace(dataset, split=split), revision=None))
+
+    parts = {}
+    if any(size for size in vars(data.splits).values() if not isinstance(size, str)):
+        parts[DRAWN] = part(dataset.split)
+    elif dataset.split is not None:
+        raise DataError(
+            f"data.path.split must be left out, got {dataset.split!r}: data.splits names every split, and no row is "
+            "drawn from it."
+        )
+    for name, split in named.items():
+        try:
+            parts[name] = part(split)
+        except DataError as error:
+            raise DataError(f"data.splits.{name}: {str(error).removeprefix('data.path: ')}") from error
+    return parts
+
+
+def clean_parts(
+    parts: Mapping[str, LoadedRows], clean: CleanSection, num_proc: int | None
+) -> tuple[Dataset, list[dict[str, Any]]]:
+    """Rows of all parts, cleaned; each part by itself, so that a test row is never dropped as a training row's copy.
+
+    Returns:
+        The rows, with a column `PART` if there are several parts, and the counts of each step over all of them.
+    """
+    from datasets import concatenate_datasets
+
+    if list(parts) == [DRAWN]:
+        return clean_rows(parts[DRAWN].rows, clean, num_proc)
+    cleaned, steps, first_id = [], [], 0
+    for name, part in parts.items():
+        rows, counts = clean_rows(part.rows, clean, num_proc)
+        ids = [first_id + number for number in rows["id"]]
+        rows = rows.remove_columns("id").add_column("id", ids).add_column(PART, [name] * len(rows))
+        cleaned.append(rows)
+        steps.append(counts)
+        first_id += len(part.rows)
+    return concatenate_datasets(cleaned), [_add_up(counts) for counts in zip(*steps, strict=True)]
+
+
+def _add_up(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One step's counts over all parts: numbers are added, lists joined."""
+    total = dict(counts[0])
+    for other in counts[1:]:
+        for key, value in other.items():
+            total[key] = total[key] + value if isinstance(value, int | list) else total[key]
+    return total
+
+
+def split_parts(rows: Dataset, splits: SplitsSection, seed: int) -> tuple[dict[str, Dataset], int]:
+    """The three splits, drawn or published.
+
+    Returns:
+        The splits, and how many rows were dropped because their question is one of a held-out split.
+
+    Raises:
+        DataError: if there are too few rows.
+    """
+    named = _named_splits(splits)
+    if not named:
+        return split_rows(rows, splits, seed), 0
+    keys, parts = question_keys(rows), rows[PART][:]
+    places = {part: [index for index, name in enumerate(parts) if name == part] for part in (DRAWN, *named)}
+    published = {keys[index] for name in named if name != "train" for index in places[name]}
+    pool = [index for index in places[DRAWN] if keys[index] not in published]
+    rows = rows.remove_columns(PART)
+    result = split_rows(rows.select(pool), dataclasses.replace(splits, **dict.fromkeys(named, 0)), seed)
+    result |= {name: rows.select(places[name]) for name in named}
+    dropped = len(places[DRAWN]) - len(pool)
+    if "train" in named:
+        held_out = published | {key for name in SPLITS[1:] for key in question_keys(result[name])}
+        retained = [index for index in places["train"] if keys[index] not in held_out]
+        result["train"] = rows.select(retained)
+        dropped += len(places["train"]) - len(retained)
+    for name in named:
+        if not len(result[name]):
+            raise DataError(f"data.splits.{name}: no row of {named[name]!r} is left. Name another split.")
+    return result, dropped
+
+
+def _named_splits(splits: SplitsSection) -> dict[str, str]:
+    """The splits of a recipe that are the publisher's own, with the publisher's name."""
+    return {name: size for name in SPLITS if isinstance(size := getattr(splits, name), str)}
