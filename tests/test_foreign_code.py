@@ -22,7 +22,9 @@ from alpacare_sft.model.adapter import attach_adapter, find_adapter
 from alpacare_sft.model.base import check_weights, load_base_model, load_tokenizer
 from alpacare_sft.recipe.sections import ModelSection
 
-MODULE = "from pathlib import Path\nPath(r'{marker}').touch()\nclass Own: pass\nOwnConfig = OwnTokenizer = OwnModel = Own\n"
+MODULE = (
+    "from pathlib import Path\nPath(r'{marker}').touch()\nclass Own: pass\nOwnConfig = OwnTokenizer = OwnModel = Own\n"
+)
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_a_model_with_code_of_its_own_is_refused(folder: Path, entries: dict[str
 def test_a_tokenizer_with_code_of_its_own_is_refused(folder: Path) -> None:
     named = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
     change(folder / "tokenizer_config.json", **named)
-    with pytest.raises(ModelError, match="the tokenizer of .* code of its own .* never run"):
+    with pytest.raises(ModelError, match=r"the tokenizer of .* code of its own .* never run"):
         load_tokenizer(section(folder))
 
 
@@ -88,7 +90,7 @@ def test_a_strange_map_of_code_is_one_message(folder: Path, auto_map: Any) -> No
 
 def test_what_is_no_causal_language_model_is_refused_before_the_rows(folder: Path) -> None:
     change(folder / "config.json", model_type="vit")
-    with pytest.raises(ModelError, match="must be a causal language model, .* is of type vit"):
+    with pytest.raises(ModelError, match=r"must be a causal language model, .* is of type vit"):
         load_tokenizer(section(folder))
 
 

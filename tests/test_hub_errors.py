@@ -69,6 +69,11 @@ def of_data(name: str, words: str, *told: str, token: str | None = None, nowhere
     return Case(name, f"--data.path {words}", 2, ("data.", *told), token, nowhere)
 
 
+def part(repository: str, **keys: str) -> str:
+    """An entry of `data.path` as one word."""
+    return json.dumps({"path": f"them/{repository}", **keys}, separators=(",", ":"))
+
+
 PAGE = "https://huggingface.co"
 CASES = (
     of_model("no token", "them/gated", "is gated and no token", f"{PAGE}/them/gated", "hf auth login"),
@@ -96,10 +101,26 @@ CASES = (
     ),
     of_data("cut rows", "them/cut-rows", "the download of them/cut-rows broke off", "Run it again"),
     of_data("no rows in it", "them/empty", "holds no file of rows", f"{PAGE}/datasets/them/empty/tree/main"),
+    of_data("several configurations", "them/configs", "has several configurations", "labeled, artificial", "name:"),
+    of_data("no configuration", part("configs", name="lab"), "no configuration 'lab'", "one of: labeled, artificial"),
+    of_data("no default split", "them/test-only", "has no split 'train'", "Its splits: test (9 rows)", "split: test}"),
+    of_data("no split", part("test-only", split="dev"), "has no split 'dev'", "Its splits: test (9 rows)"),
+    of_data("no part of a split", part("test-only", split="test[:x]"), "'test[:x]' is no part", "train[:90%]"),
+    of_data("no split of a publisher", "them/rows --data.splits.test dev", "data.splits.test: them/rows has no split"),
+    of_data("a script", "them/script", "made by a script of its own, which is never run"),
+    of_data("no owner", "json", "json is neither a file nor a data set", "owner/name"),
     of_data("too few rows", "them/rows", "data.splits must not ask for more rows"),  # and now they are in the cache
     of_data("other revision cached", "them/rows --data.revision v9", "cache holds another", "token", token=UNKNOWN),
     of_data("no hub, data", "them/rows", "cannot be reached", "Check the network", nowhere=True, token=READER),
 )
+
+
+CONFIGURATIONS = """---
+configs:
+- {config_name: labeled, data_files: labeled.jsonl}
+- {config_name: artificial, data_files: artificial.jsonl}
+---
+"""
 
 
 def repositories(tiny_model: Path, folder: Path) -> Iterator[Repository]:
@@ -110,6 +131,14 @@ def repositories(tiny_model: Path, folder: Path) -> Iterator[Repository]:
     (folder / "rows").mkdir()
     row = json.dumps({"output": "Rest and drink.", "input": "", "instruction": "What helps with a cold?"})
     (folder / "rows" / "rows.jsonl").write_text(f"{row}\n" * 9)
+    for name in ("configs/labeled", "configs/artificial", "test-only/test", "script/rows"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / f"{name}.jsonl").write_text(f"{row}\n" * 9)
+    (folder / "configs" / "README.md").write_text(CONFIGURATIONS)
+    (folder / "script" / "script.py").write_text(f"open({str(folder / 'it-ran')!r}, 'w')\n")
+    yield from (
+        Repository(f"them/{name}", folder / name, kind="datasets") for name in ("configs", "test-only", "script")
+    )
     (folder / "cut-rows").mkdir()
     (folder / "cut-rows" / "rows.jsonl").write_text(f"{row}\n" * 9)
     (folder / "empty").mkdir()
@@ -208,6 +237,12 @@ def test_who_may_not_read_and_what_is_no_base_is_told_before_any_download(
     assert hub.downloads("them/gated") == []
     assert hub.downloads("them/gated-rows") == []
     assert hub.downloads("them/tuned") == ["config.json", "adapter_config.json"]
+
+
+def test_the_script_of_a_data_set_was_not_run(outcomes: dict[str, Outcome], hub: Hub) -> None:
+    repository = hub.find("datasets", "them/script")
+    assert repository is not None and repository.files() == ["rows.jsonl", "script.py"]
+    assert not (repository.folder.parent / "it-ran").exists()
 
 
 def test_rows_are_ready_before_the_weights_are_asked_for(outcomes: dict[str, Outcome], hub: Hub) -> None:

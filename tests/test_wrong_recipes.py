@@ -55,7 +55,34 @@ WRONG = {
     "number for text": Wrong(["output_dir must be text, got 5. Put it in quotes"], text=BASE.replace("run", "5")),
     "list for text": Wrong(["output_dir must be text, got ['a']"], text=BASE.replace("run", "[a]")),
     "truth value for a number": Wrong(["data.splits.train must be a whole number"], text=data("splits: {train: true}")),
-    "number for a path": Wrong(["data.path must be text or a list of text, got 5"], overrides=("--data.path", "5")),
+    "number for a path": Wrong(
+        ["data.path must be text or a mapping of path, name, split, revision or a list of these, got 5"],
+        overrides=("--data.path", "5"),
+    ),
+    "unknown key of an entry": Wrong(
+        ["data.path.splt is not a key. Did you mean data.path.split?"],
+        overrides=("--data.path", "{path: them/rows, splt: test}"),
+    ),
+    "entry without its data set": Wrong(["data.path.path must be given"], overrides=("--data.path", "[{name: a}]")),
+    "entry of a local file": Wrong(
+        ["data.path.path must be the id of a Hub data set, owner/name, got './rows.jsonl'", "data.path: ./rows.jsonl"],
+        overrides=("--data.path", "{path: ./rows.jsonl}"),
+    ),
+    "two revisions": Wrong(
+        ["data.revision must be left out beside an entry"],
+        overrides=("--data.path", "{path: them/rows, revision: v1}", "--data.revision", "v2"),
+    ),
+    "configuration as a key of data": Wrong(
+        ["data.name is not a key", "data.path: {path: owner/name, name: …}"], overrides=("--data.name", "labeled")
+    ),
+    "split as a key of data": Wrong(
+        ["data.split is not a key", "data.path: {path: owner/name, split: …}"], overrides=("--data.split", "test")
+    ),
+    "splits of two sources": Wrong(
+        ["data.splits names a split (test), which needs data.path to be one Hub data set, got 2 entries"],
+        overrides=("--data.path", "[embedded, them/rows]", "--data.splits.test", "test"),
+    ),
+    "split without a name": Wrong(["data.splits must hold a size"], overrides=("--data.splits.test", "''")),
     "no path": Wrong(["data.path must name a data set or a file"], overrides=("--data.path", "[]")),
     "negative learning rate": Wrong(["train.learning_rate must be more than 0, got -1"], "train: {learning_rate: -1}"),
     "zero learning rate": Wrong(["train.learning_rate must be more than 0, got 0"], "train: {learning_rate: 0}"),

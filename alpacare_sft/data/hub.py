@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -42,13 +43,27 @@ def as_hub_dataset(entry: str | HubDataset, revision: str | None) -> HubDataset 
     return None if local_files(entry) else HubDataset(path=entry, revision=revision)
 
 
-def hub_datasets(data: DataSection) -> list[HubDataset]:
+def hub_datasets(path: DataPath, revision: str | None = None) -> list[HubDataset]:
     """The data sets of the Hub among the entries of `data.path`; files that are no longer there are none."""
     datasets = []
-    for entry in path_entries(data.path):
+    for entry in path_entries(path):
         with suppress(DataError):
-            datasets += [dataset] if (dataset := as_hub_dataset(entry, data.revision)) else []
+            datasets += [dataset] if (dataset := as_hub_dataset(entry, revision)) else []
     return datasets
+
+
+def pin_commits(data: DataSection, commits: Any) -> DataSection:
+    """A recipe's section with each data set of the Hub named by its commit, as `commit_of` recorded it."""
+    if not commits or not hub_datasets(data.path):
+        return data
+    if isinstance(data.path, str):
+        return dataclasses.replace(data, revision=commits)
+    entries: list[str | HubDataset] = []
+    for entry in path_entries(data.path):
+        datasets = hub_datasets(entry, data.revision)
+        commit = commits.get(datasets[0].path) if datasets and isinstance(commits, dict) else commits
+        entries.append(dataclasses.replace(datasets[0], revision=commit or datasets[0].revision) if datasets else entry)
+    return dataclasses.replace(data, revision=None, path=entries if isinstance(data.path, list) else entries[0])
 
 
 def load_hub(entry: HubDataset) -> tuple[Dataset, dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft.data.clean import clean_rows
 from alpacare_sft.data.equality import question_key
 from alpacare_sft.data.files import EMBEDDED_FILES
+from alpacare_sft.data.hub import commit_of
 from alpacare_sft.data.load import load_rows
 from alpacare_sft.data.near_duplicates import find_near_duplicates
 from alpacare_sft.errors import DataError, RunError
@@ -119,7 +120,7 @@ def load_other_rows(path: str, trained: Recipe, run: RunDirectory, limit: int | 
         _nearest(near["nearest"]),
         near["threshold"],
         counts,
-        source.commit,
+        commit_of(source.sources),
     )
 
 

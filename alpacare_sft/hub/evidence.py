@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alpacare_sft.data.hub import pin_commits
 from alpacare_sft.model.adapter import adapter_sha256
-from alpacare_sft.reporting.licenses import hub_dataset
 from alpacare_sft.run.directory import RunDirectory, file_sha256
 
 if TYPE_CHECKING:
@@ -72,12 +72,10 @@ def pinned_recipe(recipe: Recipe, record: Mapping[str, Any]) -> Recipe:
         recipe: that the run was trained by.
         record: of the run; a commit that it does not have stays as the recipe names it.
     """
-    base, rows = (record.get("base_model") or {}).get("revision") or "", record.get("data_commit")
-    model, data = recipe.model, recipe.data
+    base = (record.get("base_model") or {}).get("revision") or ""
+    model, data = recipe.model, pin_commits(recipe.data, record.get("data_commit"))
     if COMMIT.fullmatch(base):
         model = dataclasses.replace(model, model_revision=base)
-    if rows and hub_dataset(data.path):
-        data = dataclasses.replace(data, revision=rows)
     return dataclasses.replace(recipe, model=model, data=data)
 
 

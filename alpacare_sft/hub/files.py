@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.files import EMBEDDED_FILES
+from alpacare_sft.data.hub import hub_datasets
 from alpacare_sft.errors import RunError
 from alpacare_sft.hub.evidence import Evidence, pinned_recipe
 from alpacare_sft.recipe.document import dump_yaml
 from alpacare_sft.recipe.resolved import recipe_document
 from alpacare_sft.reporting.card import format_card
-from alpacare_sft.reporting.licenses import base_license, hub_dataset
+from alpacare_sft.reporting.licenses import base_license
 from alpacare_sft.run.directory import WEIGHTS, RunDirectory, last_name
 
 if TYPE_CHECKING:
@@ -188,16 +189,19 @@ def _recipe_text(recipe: Recipe) -> str:
     for section in ("model", "lora", "train"):
         document[section] = without_places(document[section])
     document["train"] = {key: value for key, value in document["train"].items() if not _PRIVATE.fullmatch(key)}
-    path = recipe.data.path
-    if not hub_dataset(path):
-        names = [
-            name if name in EMBEDDED_FILES else last_name(name) for name in ([path] if isinstance(path, str) else path)
-        ]
-        document["data"]["path"] = names[0] if isinstance(path, str) else names
+    path = document["data"]["path"]
+    names = [_public_entry(entry) for entry in (path if isinstance(path, list) else [path])]
+    document["data"]["path"] = names if isinstance(path, list) else names[0]
     if "judge" in document["evaluate"]:
         document["evaluate"]["judge"] = None
     document["output_dir"] = f"runs/{recipe.output_dir.resolve().name}"
     return dump_yaml(document)
+
+
+def _public_entry(entry: Any) -> Any:
+    """An entry of `data.path` without the folders of a local file."""
+    is_public = not isinstance(entry, str) or entry in EMBEDDED_FILES or hub_datasets(entry)
+    return entry if is_public else last_name(entry)
 
 
 def _adapter_config(run: RunDirectory, record: Mapping[str, Any]) -> bytes:

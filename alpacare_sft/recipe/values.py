@@ -92,7 +92,8 @@ def describe_type(annotation: Any) -> str:
         elif isinstance(plain, type) and issubclass(plain, enum.Enum):
             word = "one of " + ", ".join(str(member.value) for member in plain)
         elif get_origin(plain) in (list, set):
-            word = f"a list of {describe_type(get_args(plain)[0])}"
+            inner = describe_type(get_args(plain)[0])
+            word = "a list of these" if inner == " or ".join(words) and len(words) > 1 else f"a list of {inner}"
         elif isinstance(plain, type) and dataclasses.is_dataclass(plain):
             word = f"a mapping of {', '.join(item.name for item in dataclasses.fields(plain))}"
         elif plain is dict or get_origin(plain) is dict:

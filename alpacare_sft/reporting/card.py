@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import __version__
 from alpacare_sft.data.files import EMBEDDED_FILES
+from alpacare_sft.data.hub import DataPath, hub_datasets, path_entries
 from alpacare_sft.hub.evidence import COMMIT, Evidence, pinned_recipe, read_evidence
 from alpacare_sft.model.base import EMBEDDED, EMBEDDED_NAME
 from alpacare_sft.model.prompt import format_sections
-from alpacare_sft.reporting.licenses import adapter_license, base_license, data_license, hub_dataset
+from alpacare_sft.reporting.licenses import adapter_license, base_license, data_license
 from alpacare_sft.reporting.pages import SPLITS, STEPS
 from alpacare_sft.run.directory import RunDirectory, last_name, write_text
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe.loading import Recipe
+    from alpacare_sft.recipe.sections import HubDataset
 
 TAG = "alpacare_sft"
 PLACEHOLDER = "owner/name"
@@ -60,7 +62,8 @@ def format_card(recipe: Recipe, evidence: Evidence) -> str:
     )
     environment.filters.update(count=_count, cell=_cell, literal=_literal)
     recipe = pinned_recipe(recipe, evidence.record)
-    base, dataset = evidence.record["base_model"], hub_dataset(recipe.data.path)
+    base, datasets = evidence.record["base_model"], hub_datasets(recipe.data.path, recipe.data.revision)
+    commits = [str(dataset.revision) for dataset in datasets if dataset.revision]
     return environment.get_template("card.md").render(
         metadata=_metadata(recipe, evidence),
         recipe=recipe,
@@ -77,8 +80,9 @@ def format_card(recipe: Recipe, evidence: Evidence) -> str:
         base_license=base_license(base["name"], recipe.hub.license),
         license=adapter_license(base["name"], recipe.hub),
         rows_from=_source(recipe),
-        dataset=dataset,
-        local_rows=not dataset and not _is_packaged(recipe.data.path),
+        datasets=dict.fromkeys(dataset.path for dataset in datasets),
+        data_commit=", ".join(dict.fromkeys(commits)) if len(commits) == len(datasets) else "",
+        local_rows=len(datasets) + _num_packaged(recipe.data.path) < len(path_entries(recipe.data.path)),
         pinned=" and ".join(_pinned(recipe)),
         targets=_targets(recipe),
         confidence=_confidence(evidence.scores),
@@ -95,7 +99,8 @@ def _pinned(recipe: Recipe) -> Iterator[str]:
     """What of a recipe is named by its commit."""
     if COMMIT.fullmatch(recipe.model.model_revision):
         yield "the base model"
-    if COMMIT.fullmatch(recipe.data.revision or ""):
+    datasets = hub_datasets(recipe.data.path, recipe.data.revision)
+    if datasets and all(COMMIT.fullmatch(dataset.revision or "") for dataset in datasets):
         yield "the data set"
 
 
@@ -104,7 +109,7 @@ def _metadata(recipe: Recipe, evidence: Evidence) -> str:
     from huggingface_hub import ModelCardData
 
     base = evidence.record["base_model"]["name"]
-    dataset = hub_dataset(recipe.data.path)
+    datasets = list(dict.fromkeys(dataset.path for dataset in hub_datasets(recipe.data.path)))
     name = (recipe.hub.repo_id or PLACEHOLDER).rpartition("/")[2]
     results = list(_results(recipe, evidence.scores)) if evidence.scores else []
     data = ModelCardData(
@@ -113,7 +118,7 @@ def _metadata(recipe: Recipe, evidence: Evidence) -> str:
         library_name="peft",
         pipeline_tag="text-generation",
         license=adapter_license(base, recipe.hub),
-        datasets=[dataset] if dataset else None,
+        datasets=datasets or None,
         tags=[TAG, "lora", "sft", "trl", "medical"],
         model_name=name if results else None,
         eval_results=results or None,
@@ -125,7 +130,8 @@ def _results(recipe: Recipe, scores: Mapping[str, Any]) -> Iterator[Any]:
     """The adapter's means for the Hub's table of results, intervals and the base's in the arguments of each."""
     from huggingface_hub import EvalResult
 
-    dataset = hub_dataset(recipe.data.path)
+    datasets = hub_datasets(recipe.data.path, recipe.data.revision)
+    dataset = datasets[0] if len(datasets) == len(path_entries(recipe.data.path)) == 1 else None
     for name, metric in scores["metrics"].items():
         side = metric["adapter"]
         if not _is_finite(side["mean"]):
@@ -136,11 +142,11 @@ def _results(recipe: Recipe, scores: Mapping[str, Any]) -> Iterator[Any]:
         general = name == "general_loss"
         yield EvalResult(
             task_type="text-generation",
-            dataset_type="general-rows" if general else dataset or "held-out-rows",
+            dataset_type="general-rows" if general else dataset.path if dataset else "held-out-rows",
             dataset_name="rows that are not medical, of alpacare_sft"
             if general
             else f"{_source(recipe)}, held-out rows",
-            dataset_revision=None if general else recipe.data.revision,
+            dataset_revision=None if general or dataset is None else dataset.revision,
             metric_type=name,
             metric_name=metric.get("label"),
             metric_value=side["mean"],
@@ -180,7 +186,10 @@ def _funnel(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         left = rows["cleaned"] - rows["dropped_no_answer"]
         yield {"step": "Prompt leaves no room for an answer", "rows": left, "dropped": rows["dropped_no_answer"]}
     if rows.get("dropped_too_long"):
-        yield {"step": "Longer than the limit", "rows": rows["kept"], "dropped": rows["dropped_too_long"]}
+        left = rows["kept"] + (rows.get("dropped_held_out") or 0)
+        yield {"step": "Longer than the limit", "rows": left, "dropped": rows["dropped_too_long"]}
+    if rows.get("dropped_held_out"):
+        yield {"step": "Question of a held-out split", "rows": rows["kept"], "dropped": rows["dropped_held_out"]}
     for name, (label, _) in SPLITS.items():
         if name in rows:
             yield {"step": label, "rows": rows[name]}
@@ -212,16 +221,20 @@ def _confidence(scores: Mapping[str, Any] | None) -> str:
     return next((f"{100 * side['confidence']:g} %" for side in sides if side.get("confidence")), "")
 
 
-def _is_packaged(path: str | list[str]) -> bool:
-    return all(name in EMBEDDED_FILES for name in ([path] if isinstance(path, str) else path))
+def _num_packaged(path: DataPath) -> int:
+    return sum(entry in EMBEDDED_FILES for entry in path_entries(path) if isinstance(entry, str))
 
 
 def _source(recipe: Recipe) -> str:
     """Where the rows are from: a Hub id, the package, or names of files without their folders."""
-    names = [recipe.data.path] if isinstance(recipe.data.path, str) else recipe.data.path
-    if hub_dataset(recipe.data.path):
-        return ", ".join(names)
-    return ", ".join(map(last_name, names))
+    return ", ".join(map(_entry_name, path_entries(recipe.data.path)))
+
+
+def _entry_name(entry: str | HubDataset) -> str:
+    if isinstance(entry, str):
+        return entry if hub_datasets(entry) else last_name(entry)
+    told = [f"{key} {value}" for key, value in (("configuration", entry.name), ("split", entry.split)) if value]
+    return f"{entry.path} ({', '.join(told)})" if told else entry.path
 
 
 def _is_finite(value: Any) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from alpacare_sft.data.files import EMBEDDED_FILES, local_files
-from alpacare_sft.errors import DataError
+from alpacare_sft.data.files import EMBEDDED_FILES
+from alpacare_sft.data.hub import DataPath, path_entries
 from alpacare_sft.model.base import EMBEDDED_NAME
 
 if TYPE_CHECKING:
@@ -125,11 +125,11 @@ def _llama_license(version: str) -> BaseLicense:
     )
 
 
-def data_license(path: str | Sequence[str], hub: HubSection) -> DataLicense:
+def data_license(path: DataPath, hub: HubSection) -> DataLicense:
     """The licence of `data.path`: as the recipe states it, else as it is known, else not stated."""
     if hub.data_license:
         return DataLicense(hub.data_license, "As the recipe states it (`hub.data_license`).")
-    names = [path] if isinstance(path, str) else list(path)
+    names = [entry if isinstance(entry, str) else entry.path for entry in path_entries(path)]
     known = [KNOWN_DATA.get(name) for name in names]
     if known and all(known) and len({license.id for license in known if license}) == 1:
         return next(license for license in known if license)
@@ -142,17 +142,7 @@ def adapter_license(base: str, hub: HubSection) -> str | None:
     return hub.license or (known.id if known else None)
 
 
-def hub_dataset(path: str | Sequence[str]) -> str | None:
-    """The Hub id that `data.path` is, or None if it names files or rows of the package."""
-    if not isinstance(path, str) or path in EMBEDDED_FILES:
-        return None
-    try:
-        return None if local_files(path) else path
-    except DataError:  # files that are no longer there
-        return None
-
-
-def license_faults(base: str, path: str | Sequence[str], hub: HubSection) -> Iterator[str]:
+def license_faults(base: str, path: DataPath, hub: HubSection) -> Iterator[str]:
     """What the licences forbid about a publication, each with its remedy."""
     known = base_license(base, hub.license)
     name = (hub.repo_id or "").rpartition("/")[2]

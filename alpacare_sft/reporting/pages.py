@@ -157,6 +157,11 @@ def _funnel(report: Numbers) -> list[dict[str, Any]]:
     for label, why, dropped in (
         ("No room for an answer", "The prompt alone fills the token limit.", rows.get("dropped_no_answer")),
         ("Longer than the limit", "The recipe drops such rows.", rows.get("dropped_too_long") or None),
+        (
+            "Question of a held-out split",
+            "It stands in a published split.",
+            rows.get("dropped_held_out") or None,
+        ),
     ):
         if dropped is not None:
             left -= dropped

@@ -44,6 +44,8 @@ def show_data(recipe: Recipe, num_rows: int = 3) -> None:
     console = Console()
     console.print(funnel_table(data.report))
     console.print(split_table(data.report))
+    for note in data.report["unused_sources"]:
+        console.print(escape(note))
     rows = data.splits["train"]
     for index in range(min(num_rows, len(rows))):
         console.print(row_panel(rows[index], tokenizer))
@@ -67,7 +69,10 @@ def funnel_table(report: Mapping[str, Any]) -> Table:
     after = rows["cleaned"] - rows["dropped_no_answer"]
     table.add_row("no room for an answer", f"{after:,}", _count(rows["dropped_no_answer"]), "")
     if rows["dropped_too_long"]:
-        table.add_row("longer than max_length", f"{rows['kept']:,}", _count(rows["dropped_too_long"]), "")
+        after -= rows["dropped_too_long"]
+        table.add_row("longer than max_length", f"{after:,}", _count(rows["dropped_too_long"]), "")
+    if rows["dropped_held_out"]:
+        table.add_row("question of a held-out split", f"{rows['kept']:,}", _count(rows["dropped_held_out"]), "")
     return table
 
 
