@@ -86,6 +86,8 @@ CASES = (
     of_model("no model revision", "them/open --model.model_revision v9", "no revision v9", "set model.model_revision"),
     of_model("an adapter", "them/adapter", "must be a base model", "holds an adapter", "base_model_name_or_path"),
     of_model("an adapter with a tokenizer", "them/tuned", "must be a base model", "base_model_name_or_path"),
+    of_model("own code", "them/own-code", "needs code of its own repository, which is never run"),
+    of_model("pickled weights", "them/pickled", "holds no weights as model.safetensors", "can run code"),
     of_model("forbidden", "them/forbidden", "the Hub answered 403", f"{PAGE}/them/forbidden", token=READER),
     of_model("cut vocabulary", "them/cut-early", "the download of them/cut-early broke off", "Run it again"),
     of_model("cut weights", "them/cut", "the download of them/cut broke off", "Run it again"),
@@ -128,6 +130,13 @@ def repositories(tiny_model: Path, folder: Path) -> Iterator[Repository]:
     (folder / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "them/open"}))
     shutil.copytree(tiny_model, folder / "tuned")
     (folder / "tuned" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "them/open"}))
+    for name in ("own-code", "pickled"):
+        shutil.copytree(tiny_model, folder / name)
+    code = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (folder / "own-code" / "config.json").write_text(json.dumps(code))
+    (folder / "own-code" / "own.py").write_text(f"open({str(folder / 'it-ran')!r}, 'w')\n")
+    (folder / "pickled" / "model.safetensors").rename(folder / "pickled" / "pytorch_model.bin")
+    yield from (Repository(f"them/{name}", folder / name) for name in ("own-code", "pickled"))
     (folder / "rows").mkdir()
     row = json.dumps({"output": "Rest and drink.", "input": "", "instruction": "What helps with a cold?"})
     (folder / "rows" / "rows.jsonl").write_text(f"{row}\n" * 9)
@@ -239,10 +248,12 @@ def test_who_may_not_read_and_what_is_no_base_is_told_before_any_download(
     assert hub.downloads("them/tuned") == ["config.json", "adapter_config.json"]
 
 
-def test_the_script_of_a_data_set_was_not_run(outcomes: dict[str, Outcome], hub: Hub) -> None:
+def test_no_code_and_no_pickle_was_run_or_fetched(outcomes: dict[str, Outcome], hub: Hub) -> None:
     repository = hub.find("datasets", "them/script")
     assert repository is not None and repository.files() == ["rows.jsonl", "script.py"]
     assert not (repository.folder.parent / "it-ran").exists()
+    assert "own.py" not in hub.downloads("them/own-code")
+    assert "pytorch_model.bin" not in hub.downloads("them/pickled")
 
 
 def test_rows_are_ready_before_the_weights_are_asked_for(outcomes: dict[str, Outcome], hub: Hub) -> None:
