@@ -208,6 +208,19 @@ def test_the_hash_covers_what_alters_the_adapter_and_nothing_else(make_recipe: M
     assert [told.split(": ")[0] for told in recipe_differences(before, after)] == [key] * (key in ALTERS)
 
 
+def test_names_of_the_hub_are_compared_without_case_and_paths_with_it(make_recipe: Make, tmp_path: Path) -> None:
+    names = ("org/Base", "ORG/base", "org/base-2")
+    recipes = [make_recipe("--model.model_name_or_path", name, "--data.path", name) for name in names]
+    assert recipe_differences(recipes[0], recipes[1]) == []
+    assert recipe_differences(recipes[0], recipes[2]) == [
+        "data.path: org/Base → org/base-2",
+        "model.model_name_or_path: org/Base → org/base-2",
+    ]
+    (tmp_path / "Rows.jsonl").touch()
+    paths = [make_recipe("--data.path", str(tmp_path / name)) for name in ("Rows.jsonl", "rows.jsonl")]
+    assert len(recipe_differences(*paths)) == 1
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_loads_and_fits_the_schema(path: Path, schema: dict[str, Any]) -> None:
     from jsonschema import Draft202012Validator

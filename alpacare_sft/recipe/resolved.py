@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from alpacare_sft.errors import RecipeError
@@ -45,6 +46,8 @@ SHOWN_ONLY = {
 }
 # What counts of these is rows per optimizer step, which training compares and records.
 BATCH_KEYS = {"train.per_device_train_batch_size", "train.gradient_accumulation_steps"}
+# Names of repositories on the Hub, unless they are paths.
+HUB_NAMES = {"model.model_name_or_path", "data.path"}
 
 
 def recipe_document(recipe: Recipe) -> dict[str, Any]:
@@ -127,7 +130,18 @@ def recipe_differences(before: Recipe, after: Recipe) -> list[str]:
     """`train.learning_rate: 0.0002 → 0.0001`, one line for each key that alters the adapter and either names."""
     old, new = dotted_values(before.values()), dotted_values(after.values())
     named = {dotted for dotted in given_keys(before, after) - SHOWN_ONLY - BATCH_KEYS if is_known_key(dotted)}
-    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in sorted(named) if old.get(key) != new.get(key)]
+    return [
+        f"{key}: {old.get(key)} → {new.get(key)}"
+        for key in sorted(named)
+        if not _is_same(key, old.get(key), new.get(key))
+    ]
+
+
+def _is_same(key: str, old: Any, new: Any) -> bool:
+    """Whether two values are one; the Hub takes letter case in a name for no difference, a file system may."""
+    if key in HUB_NAMES and all(isinstance(name, str) and not Path(name).expanduser().exists() for name in (old, new)):
+        return bool(old.casefold() == new.casefold())
+    return bool(old == new)
 
 
 def refuse_removed_keys(recipe: Recipe) -> None:
