@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import logging
 import os
 import signal
 import sys
 import traceback
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from alpacare_sft import __version__
 from alpacare_sft.errors import AlpacareError, RecipeError, RunError, StoppedError
+from alpacare_sft.runtime import is_main_process, prepared_process
 
 VERBS = {
     "train": "run a recipe: data, training, adapter; goes on where an unfinished run stopped (the default verb)",
@@ -109,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         options, overrides = parser.parse_known_args(with_default_verb(words))
-        prepare_process()
-        return run_verb(options, overrides)
+        with prepared_process():
+            return run_verb(options, overrides)
     except AlpacareError as error:
         if "--debug" in words:
             traceback.print_exc()
@@ -138,7 +137,7 @@ def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if options.verb == "schema":
         return print_schema(options.output, overrides)
     recipe = load_recipe(options.recipe, overrides)
-    publishes = getattr(options, "push", False) and os.environ.get("RANK", "0") == "0"
+    publishes = getattr(options, "push", False) and is_main_process()
     if publishes:  # hours of training must not end at a name that is taken
         from alpacare_sft.hub.preflight import preflight
 
@@ -211,41 +210,3 @@ def print_schema(output: Path | None, overrides: Sequence[str]) -> int:
     except OSError as error:
         raise RecipeError(f"--output must be a file that can be written, got {output}: {error.strerror}.") from error
     return 0
-
-
-def prepare_process() -> None:
-    """Settings of this process, each with its reason, and silence for what upstream tells its own developers.
-
-    Must run before torch is imported.
-    """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports each run; medical data stays unmentioned
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns at each fork of datasets.map
-    # A waiting thread that spins takes its core from whatever else runs, one that sleeps at once wakes late: on
-    # two cores training took 1.14 times as long with threads that sleep at once, 1.02 times with these.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    keep_freed_memory()
-    # bitsandbytes 0.50 tells of an optional kernel at import, on machines that never quantize.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    # peft 0.21 and trl 1.16 read transformers' old name of activation checkpointing.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-    # datasets 5.2 prints what it raises; the error that is told names the line as well.
-    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("TQDM_DISABLE", "1")
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep the blocks that tensors free, where it knows how (glibc).
-
-    It gives each large block back to the kernel, which must then clear and map it anew at the next use: half
-    of a CPU training's page faults.
-    """
-    import ctypes
-
-    trim_threshold, mmap_max = -1, -4  # malloc.h
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if set_option:
-        set_option(mmap_max, 0)
-        set_option(trim_threshold, 2**31 - 1)

@@ -18,6 +18,7 @@ PACKAGE = Path(alpacare_sft.__file__).parent
 ORDER = [
     "",
     "errors",
+    "runtime",
     "recipe",
     "recipe.sections",
     "recipe.document",
@@ -27,7 +28,6 @@ ORDER = [
     "recipe.loading",
     "recipe.resolved",
     "recipe.reference",
-    "runtime",
     "run",
     "run.disk",
     "run.directory",

@@ -26,7 +26,7 @@ from alpacare_sft.reporting.licenses import base_license
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.run.record import version_changes
 from alpacare_sft.run.trained import trained_recipe
-from alpacare_sft.runtime import say
+from alpacare_sft.runtime import prepared_process, say
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -53,6 +53,7 @@ class Pushed:
     card: str
 
 
+@prepared_process()
 def push(recipe: Recipe, *, dry_run: bool = False) -> Pushed:
     """Publish a run's adapter with its model card, recipe, record and scores, in one commit.
 

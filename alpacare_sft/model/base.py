@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft.errors import ModelError, RecipeError, causes_of
 from alpacare_sft.recipe.sections import ModelSection
 from alpacare_sft.run.disk import disk_faults_told, own_cache
+from alpacare_sft.runtime import prepared_process
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -28,6 +29,7 @@ _SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
+@prepared_process()
 def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, with a padding token of its own.
 
