@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from alpacare_sft import __version__
+import alpacare_sft as sft
 from alpacare_sft.errors import AlpacareError, RecipeError, RunError, StoppedError
 from alpacare_sft.runtime import is_main_process, prepared_process
 
@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"alpacare-sft {__version__}")
+    parser.add_argument("--version", action="version", version=f"alpacare-sft {sft.__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", title="verbs")
     for verb, told in VERBS.items():
         sub = verbs.add_parser(
@@ -132,53 +132,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Load the recipe and call what the verb names."""
-    from alpacare_sft.recipe.loading import load_recipe
-
     if options.verb == "schema":
         return print_schema(options.output, overrides)
-    recipe = load_recipe(options.recipe, overrides)
+    recipe = sft.load_recipe(options.recipe, overrides)
     publishes = getattr(options, "push", False) and is_main_process()
     if publishes:  # hours of training must not end at a name that is taken
         from alpacare_sft.hub.preflight import preflight
 
         preflight(recipe)
-    if options.verb == "data":
-        from alpacare_sft.reporting.terminal import show_data
+    match options.verb:
+        case "train":
+            sft.train(recipe, overwrite=options.overwrite)
+        case "data":
+            from alpacare_sft.reporting.terminal import show_data
 
-        show_data(recipe, options.show)
-    elif options.verb == "eval":
-        from alpacare_sft.evaluation.evaluate import evaluate
-        from alpacare_sft.evaluation.scoreboard import show_evaluation
+            show_data(recipe, options.show)
+        case "eval":
+            from alpacare_sft.evaluation.scoreboard import show_evaluation
 
-        with stopped_by_signals():
-            found = evaluate(
-                recipe,
-                limit=options.limit,
-                rows=options.rows,
-                adapter=options.adapter,
-                same_base=options.same_base,
-            )
-        show_evaluation(found)
-    elif options.verb == "review":
-        from alpacare_sft.review.summary import review_answers
-
-        review_answers(recipe, options.files)
-    elif options.verb == "ask":
-        from alpacare_sft.evaluation.ask import ask
-
-        ask(recipe, options.question, options.input)
-    elif options.verb == "push":
-        from alpacare_sft.hub.push import push
-
-        push(recipe, dry_run=options.dry_run)
-    else:
-        from alpacare_sft.training.train import train
-
-        train(recipe, overwrite=options.overwrite)
+            with stopped_by_signals():
+                scored = sft.evaluate(
+                    recipe,
+                    limit=options.limit,
+                    rows=options.rows,
+                    adapter=options.adapter,
+                    same_base=options.same_base,
+                )
+            show_evaluation(scored)
+        case "review":
+            sft.review_answers(recipe, options.files)
+        case "ask":
+            sft.ask(recipe, options.question, options.input)
+        case "push":
+            sft.push(recipe, dry_run=options.dry_run)
     if publishes:
-        from alpacare_sft.hub.push import push
-
-        push(recipe)
+        sft.push(recipe)
     return 0
 
 

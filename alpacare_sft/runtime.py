@@ -78,11 +78,15 @@ def set_import_variables() -> None:
 def _set_loggers(stack: ExitStack) -> None:
     """Silence what upstream tells its developers; `Trainer` sets the level of transformers' loggers besides."""
     quiet = {logging.getLogger(name): level for name, level in _QUIET_LOGGERS.items()}
-    for logger in (logging.root, *logging.root.manager.loggerDict.values()):
-        if isinstance(logger, logging.Logger):
-            stack.callback(logger.setLevel, logger.level)
-    for logger, level in quiet.items():
-        logger.setLevel(level)
+    loggers = (logging.root, *logging.root.manager.loggerDict.values())
+    stack.callback(_set_levels, {logger: logger.level for logger in loggers if isinstance(logger, logging.Logger)})
+    _set_levels(quiet)
+
+
+def _set_levels(levels: Mapping[logging.Logger, int]) -> None:
+    for logger, level in levels.items():
+        if logger.level != level:  # setting a level walks through all loggers
+            logger.setLevel(level)
 
 
 def _stop_reports(stack: ExitStack) -> None:

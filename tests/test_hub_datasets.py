@@ -19,8 +19,13 @@ from alpacare_sft.data.load import LoadedRows
 from alpacare_sft.data.prepare import prepare_data
 from alpacare_sft.data.publisher_splits import clean_parts, load_parts, split_parts
 from alpacare_sft.errors import DataError
-from alpacare_sft.recipe.resolved import read_resolved, recipe_yaml
+from alpacare_sft.recipe.document import dump_yaml
+from alpacare_sft.recipe.loading import load_recipe
+from alpacare_sft.recipe.resolved import recipe_differences, recipe_document
 from alpacare_sft.recipe.sections import CleanSection, DataSection, HubDataset, SplitsSection
+from alpacare_sft.run.directory import RunDirectory
+from alpacare_sft.run.record import recorded
+from alpacare_sft.run.trained import read_stored_recipe
 from tests.conftest import tiny_document
 from tests.hub_server import Hub, Repository, serve
 from tests.test_hub_errors import CONFIGURATIONS, DRIVER
@@ -178,13 +183,20 @@ def test_a_split_to_draw_from_is_refused_where_nothing_is_drawn() -> None:
         load_parts(DataSection(path=HubDataset(path="them/three", split="train"), splits=splits))
 
 
-@pytest.mark.parametrize(
-    "path", ["{path: them/rows, name: a, split: 'test[:9]', revision: v1}", "[embedded, {path: a/b}]"]
-)
+PARTS = ("{path: them/rows, name: a, split: 'test[:9]', revision: v1}", "[embedded, {path: a/b}]")
+
+
+@pytest.mark.parametrize("path", PARTS)
 def test_a_recipe_with_parts_of_data_sets_is_stored_and_read_again(make_recipe: Any, tmp_path: Path, path: str) -> None:
     recipe = make_recipe("--data.path", path)
-    (tmp_path / "stored.yaml").write_text(recipe_yaml(recipe))
-    assert read_resolved(tmp_path / "stored.yaml") == recipe
+    run = RunDirectory(recipe.output_dir)
+    with run.lock(), pytest.raises(KeyError), recorded(run, recipe):
+        raise KeyError
+    assert read_stored_recipe(run).recipe.data == recipe.data
+    assert recipe_differences(read_stored_recipe(run).recipe, recipe) == []
+    dumped = tmp_path / "dumped.yaml"
+    dumped.write_text(dump_yaml(recipe_document(recipe)))
+    assert load_recipe(dumped).data == recipe.data
 
 
 def test_each_data_set_is_pinned_to_its_commit() -> None:
