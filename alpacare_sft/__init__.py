@@ -68,4 +68,5 @@ def __getattr__(name: str) -> Any:
     """Public names on their first use: importing torch takes seconds, `--help` does not need it."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    with import_module(f"{__name__}.runtime").prepared_process():  # libraries read variables and print at import
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

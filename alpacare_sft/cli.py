@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import logging
 import os
 import signal
 import sys
 import traceback
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from alpacare_sft import __version__
+import alpacare_sft as sft
 from alpacare_sft.errors import AlpacareError, RecipeError, RunError, StoppedError
+from alpacare_sft.runtime import is_main_process, prepared_process
 
 VERBS = {
     "train": "run a recipe: data, training, adapter; goes on where an unfinished run stopped (the default verb)",
@@ -46,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"alpacare-sft {__version__}")
+    parser.add_argument("--version", action="version", version=f"alpacare-sft {sft.__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", title="verbs")
     for verb, told in VERBS.items():
         sub = verbs.add_parser(
@@ -109,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         options, overrides = parser.parse_known_args(with_default_verb(words))
-        prepare_process()
-        return run_verb(options, overrides)
+        with prepared_process():
+            return run_verb(options, overrides)
     except AlpacareError as error:
         if "--debug" in words:
             traceback.print_exc()
@@ -133,53 +132,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Load the recipe and call what the verb names."""
-    from alpacare_sft.recipe.loading import load_recipe
-
     if options.verb == "schema":
         return print_schema(options.output, overrides)
-    recipe = load_recipe(options.recipe, overrides)
-    publishes = getattr(options, "push", False) and os.environ.get("RANK", "0") == "0"
+    recipe = sft.load_recipe(options.recipe, overrides)
+    publishes = getattr(options, "push", False) and is_main_process()
     if publishes:  # hours of training must not end at a name that is taken
         from alpacare_sft.hub.preflight import preflight
 
         preflight(recipe)
-    if options.verb == "data":
-        from alpacare_sft.reporting.terminal import show_data
+    match options.verb:
+        case "train":
+            sft.train(recipe, overwrite=options.overwrite)
+        case "data":
+            from alpacare_sft.reporting.terminal import show_data
 
-        show_data(recipe, options.show)
-    elif options.verb == "eval":
-        from alpacare_sft.evaluation.evaluate import evaluate
-        from alpacare_sft.evaluation.scoreboard import show_evaluation
+            show_data(recipe, options.show)
+        case "eval":
+            from alpacare_sft.evaluation.scoreboard import show_evaluation
 
-        with stopped_by_signals():
-            found = evaluate(
-                recipe,
-                limit=options.limit,
-                rows=options.rows,
-                adapter=options.adapter,
-                same_base=options.same_base,
-            )
-        show_evaluation(found)
-    elif options.verb == "review":
-        from alpacare_sft.review.summary import review_answers
-
-        review_answers(recipe, options.files)
-    elif options.verb == "ask":
-        from alpacare_sft.evaluation.ask import ask
-
-        ask(recipe, options.question, options.input)
-    elif options.verb == "push":
-        from alpacare_sft.hub.push import push
-
-        push(recipe, dry_run=options.dry_run)
-    else:
-        from alpacare_sft.training.train import train
-
-        train(recipe, overwrite=options.overwrite)
+            with stopped_by_signals():
+                scored = sft.evaluate(
+                    recipe,
+                    limit=options.limit,
+                    rows=options.rows,
+                    adapter=options.adapter,
+                    same_base=options.same_base,
+                )
+            show_evaluation(scored)
+        case "review":
+            sft.review_answers(recipe, options.files)
+        case "ask":
+            sft.ask(recipe, options.question, options.input)
+        case "push":
+            sft.push(recipe, dry_run=options.dry_run)
     if publishes:
-        from alpacare_sft.hub.push import push
-
-        push(recipe)
+        sft.push(recipe)
     return 0
 
 
@@ -211,41 +198,3 @@ def print_schema(output: Path | None, overrides: Sequence[str]) -> int:
     except OSError as error:
         raise RecipeError(f"--output must be a file that can be written, got {output}: {error.strerror}.") from error
     return 0
-
-
-def prepare_process() -> None:
-    """Settings of this process, each with its reason, and silence for what upstream tells its own developers.
-
-    Must run before torch is imported.
-    """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports each run; medical data stays unmentioned
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns at each fork of datasets.map
-    # A waiting thread that spins takes its core from whatever else runs, one that sleeps at once wakes late: on
-    # two cores training took 1.14 times as long with threads that sleep at once, 1.02 times with these.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    keep_freed_memory()
-    # bitsandbytes 0.50 tells of an optional kernel at import, on machines that never quantize.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    # peft 0.21 and trl 1.16 read transformers' old name of activation checkpointing.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-    # datasets 5.2 prints what it raises; the error that is told names the line as well.
-    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("TQDM_DISABLE", "1")
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep the blocks that tensors free, where it knows how (glibc).
-
-    It gives each large block back to the kernel, which must then clear and map it anew at the next use: half
-    of a CPU training's page faults.
-    """
-    import ctypes
-
-    trim_threshold, mmap_max = -1, -4  # malloc.h
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if set_option:
-        set_option(mmap_max, 0)
-        set_option(trim_threshold, 2**31 - 1)

@@ -68,3 +68,8 @@ def causes_of(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def first_line(error: BaseException) -> str:
+    """The head of a message of others, without its full stop; the name of the error if it has no message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

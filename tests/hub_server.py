@@ -107,9 +107,9 @@ class Hub:
 class Refusal(Exception):
     """An answer other than success, with the headers by which the clients tell the causes apart."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, body: str = "") -> None:
         super().__init__(message)
-        self.status, self.code, self.message = status, code, message
+        self.status, self.code, self.message, self.body = status, code, message, body
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -133,7 +133,8 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 raise Refusal(404, "", "Not Found")
         except Refusal as refusal:
-            self._send(refusal.status, {"X-Error-Code": refusal.code, "X-Error-Message": refusal.message}, b"")
+            headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.message}
+            self._send(refusal.status, headers, refusal.body.encode())
 
     do_HEAD = do_POST = do_PUT = do_GET
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,7 @@ class WritableHub(Hub):
         cut: path of the requests whose connection is cut while their body is read, and how often.
         before_commit: called once before the next commit is looked at, as another client would come between.
         sent: bodies of all requests that wrote.
+        licenses: that a model card may name.
     """
 
     accounts: Mapping[str, Account] = field(default_factory=dict)
@@ -104,6 +105,7 @@ class WritableHub(Hub):
     cut: tuple[str, int] = ("", 0)
     before_commit: Any = None
     sent: list[bytes] = field(default_factory=list)
+    licenses: Sequence[str] = ("apache-2.0", "mit", "cc-by-4.0", "llama3.1", "llama3.2", "new-1.0", "other")
 
     def of(self, name: str) -> Written:
         found = self.find("models", name)
@@ -163,7 +165,7 @@ class WritingHandler(Handler):
 
     def _write(self, path: str, body: bytes) -> Any | None:
         if path == "/api/validate-yaml":
-            return {"errors": [], "warnings": []}
+            return self._validate(json.loads(body)["content"])
         if match := UPLOAD.fullmatch(path):
             assert hashlib.sha256(body).hexdigest() == match["oid"]
             self.hub.uploads[match["oid"]] = body
@@ -175,6 +177,14 @@ class WritingHandler(Handler):
                 self.hub.sent.append(body)
                 return answer(self._writable(match["name"]), body)
         return None
+
+    def _validate(self, card: str) -> dict[str, Any]:
+        """What the Hub says of a card's metadata; it answers 400 to a licence that is not on its list."""
+        stated = yaml.safe_load(card.split("---\n")[1]).get("license")
+        if stated in (None, *self.hub.licenses):
+            return {"errors": [], "warnings": []}
+        told = f'"license" must be one of [{", ".join(self.hub.licenses)}]'
+        raise Refusal(400, "", told, json.dumps({"errors": [{"message": told}], "warnings": []}))
 
     def _writable(self, name: str) -> Written:
         account = self._account()

@@ -23,12 +23,12 @@ from alpacare_sft.evaluation.compared_models import ComparedModels
 from alpacare_sft.evaluation.evaluate import evaluate
 from alpacare_sft.evaluation.generation import CUT, configure_generation, generate_answers, read_answer
 from alpacare_sft.evaluation.held_out import encode_rows, read_test_split
-from alpacare_sft.hub.evidence import read_evidence
 from alpacare_sft.model.adapter import answer_logits, merge_adapter
 from alpacare_sft.model.base import load_base_model
 from alpacare_sft.model.prompt import PromptEncoder
 from alpacare_sft.recipe.loading import Recipe, load_recipe
 from alpacare_sft.recipe.sections import GenerateSection
+from alpacare_sft.reporting.evidence import read_evidence
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.training.train import train
 

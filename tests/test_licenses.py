@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from alpacare_sft.recipe.sections import HubSection
-from alpacare_sft.reporting.licenses import adapter_license, base_license, data_license, license_faults
+from alpacare_sft.reporting.licenses import (
+    HUB_LICENSES,
+    adapter_license,
+    base_license,
+    data_license,
+    license_faults,
+    nearest_license,
+)
 
 LLAMA = "meta-llama/Llama-3.2-1B-Instruct"
 TINY = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
@@ -87,6 +94,7 @@ FAULTS = {
         ["must begin with 'Llama'"],
     ),
     "no derivatives": ("a/b", "c/d", {"data_license": "cc-by-nd-4.0"}, ["forbids sharing derivatives"]),
+    "misspelt": ("a/b", "c/d", {"data_license": "CC BY-NC 4.0"}, ["got 'CC BY-NC 4.0'. Did you mean cc-by-nc-4.0?"]),
     "rows of nobody": ("a/b", "c/d", {"include_rows": True}, ["hub.include_rows: true publishes the text of rows"]),
     "rows under a licence": ("a/b", "c/d", {"include_rows": True, "data_license": "cc0-1.0"}, []),
 }
@@ -134,3 +142,28 @@ def test_what_a_licence_forbids_is_told(case: str) -> None:
     faults = list(license_faults(base, path, HubSection(**hub)))
     assert len(faults) == len(expected)
     assert [part for part, fault in zip(expected, faults, strict=True) if part not in fault] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("Apache License 2.0", "apache-2.0"),
+        ("apache", "apache-2.0"),
+        ("The MIT License", "mit"),
+        ("CC BY-NC-SA 4.0", "cc-by-nc-sa-4.0"),
+        ("CC-BY-4.0 International", "cc-by-4.0"),
+        ("CC0", "cc0-1.0"),
+        ("GPLv3", "gpl-3.0"),
+        ("GPL-3.0-or-later", "gpl-3.0"),
+        ("Llama 3.2 Community License", "llama3.2"),
+        ("BSD 3-Clause", "bsd-3-clause"),
+        ("my hospital's own terms", None),
+        ("", None),
+    ],
+)
+def test_the_nearest_spelling_of_a_licence(text: str, nearest: str | None) -> None:
+    assert nearest_license(text) == nearest
+
+
+def test_every_licence_of_the_list_is_its_own_nearest() -> None:
+    assert [name for name in HUB_LICENSES if nearest_license(name) != name] == []

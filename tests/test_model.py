@@ -48,7 +48,7 @@ def test_an_adapter_directory_is_not_a_base(tmp_path: Path) -> None:
 
 
 def test_a_model_that_cannot_be_reached_is_told_in_one_message() -> None:
-    with pytest.raises(ModelError, match=r"nobody/nothing .*Connect, or use `embedded`"):
+    with pytest.raises(ModelError, match=r"nobody/nothing .*Check the network, or use `embedded`"):
         load_tokenizer(ModelSection(model_name_or_path="nobody/nothing"))
 
 

@@ -20,14 +20,14 @@ import yaml
 from alpacare_sft import load_recipe, push, train
 from alpacare_sft.cli import main
 from alpacare_sft.errors import RecipeError, RunError
-from alpacare_sft.hub.evidence import pinned_recipe
 from alpacare_sft.hub.files import _recipe_text
 from alpacare_sft.hub.preflight import find_license
 from alpacare_sft.model.adapter import adapter_sha256
 from alpacare_sft.recipe.resolved import recipe_sha256, recipe_yaml
+from alpacare_sft.reporting.evidence import pinned_recipe
 from alpacare_sft.run.directory import RunDirectory, file_sha256
 from tests.conftest import tiny_document
-from tests.hub_server import Repository, serve
+from tests.hub_server import Refusal, Repository, serve
 from tests.hub_writing import Account, WritableHub, WritingHandler
 from tests.made_up_scores import made_up_predictions, made_up_scores
 
@@ -405,6 +405,74 @@ def test_a_right_that_the_hub_alone_knows_of_is_told_as_one_message(hub: Writabl
             push(make("--hub.repo_id", "clinic/x"))
     finally:
         hub.accounts = ACCOUNTS
+
+
+def test_a_licence_that_the_hub_refuses_is_told_before_the_training(
+    hub: WritableHub, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = ["--push", "--hub.license", "Apache License 2.0", "--output_dir", str(tmp_path / "new")]
+    assert main(["train", *words, *there]) == 2
+    told = capsys.readouterr().err
+    assert "hub.license must be a licence as the Hub spells it, got 'Apache License 2.0'" in told
+    assert "Did you mean apache-2.0?" in told and 'The Hub says: "license" must be one of [apache-2.0, mit' in told
+    assert not (tmp_path / "new").exists() and hub.find("models", name_of(words)) is None
+
+
+def test_no_repository_is_made_for_a_card_that_the_hub_refuses(
+    hub: WritableHub, words: list[str], make: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make("--hub.license", "MIT License")
+    with pytest.raises(RecipeError, match=r"got 'MIT License'\. Did you mean mit\?.*The Hub says: "):
+        push(recipe)
+    assert hub.find("models", name_of(words)) is None
+    push(recipe, dry_run=True)  # asks nobody, and goes by a list
+    assert "Did you mean mit?" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_hub_decides_on_a_licence_that_is_not_on_the_dated_list(
+    hub: WritableHub, make: Any, words: list[str]
+) -> None:
+    assert push(make("--hub.license", "new-1.0")).changed
+    assert hub.of(name_of(words)).info()["cardData"]["license"] == "new-1.0"
+
+
+def test_another_fault_of_the_card_is_told_in_the_hubs_words(
+    hub: WritableHub, make: Any, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = Refusal(400, "", "", '- Error: "datasets[0]" must be a string')
+    monkeypatch.setattr(WritingHandler, "_validate", lambda *_: (_ for _ in ()).throw(refusal))
+    with pytest.raises(RecipeError, match=r'refuses the model card\. The Hub says: "datasets\[0\]" must be a string\.'):
+        push(make())
+    assert hub.find("models", name_of(words)) is None
+
+
+FAILING = {
+    "_create": "it is taken by another.*was not created",
+    "_preupload": "it is taken by another.*was created and is empty",
+    "_commit": "it is taken by another.*was created and is empty",
+}
+
+
+@pytest.mark.parametrize("request_", FAILING)
+@pytest.mark.parametrize("status", [403, 500])
+def test_what_a_refusal_left_on_the_hub_is_said_as_it_is(
+    request_: str, status: int, hub: WritableHub, make: Any, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = Refusal(status, "", f"it is taken by another, {WRITER}")
+    monkeypatch.setattr(WritingHandler, request_, lambda *_: (_ for _ in ()).throw(refusal))
+    doubt = ", unless only the Hub's last answer was lost" if status == 500 else ""
+    with pytest.raises(RunError, match=f"The Hub says: {FAILING[request_]}{doubt}\\.$") as error:
+        push(make())
+    assert (hub.find("models", name_of(words)) is None) == (request_ == "_create")
+    assert WRITER not in str(error.value) and "othing was changed" not in str(error.value)
+
+
+def test_letter_case_makes_no_other_base(hub: WritableHub, make: Any, words: list[str]) -> None:
+    push(make())
+    there = hub.of(name_of(words))
+    card = there.read("README.md").replace(BASE.encode(), BASE.upper().encode(), 1)
+    there.commit_files({**there.history[-1][1], "README.md": card})
+    assert push(make()).changed
 
 
 def test_offline_mode_is_told(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.files import first_line, local_files
 from alpacare_sft.errors import DataError
-from alpacare_sft.model.base import request_fault
+from alpacare_sft.hub.errors import hub_fault
 from alpacare_sft.recipe.sections import DataSection, HubDataset
 from alpacare_sft.run.disk import disk_faults_told
 
@@ -175,29 +175,19 @@ def _check_cached_revision(path: str, revision: str, cached: str) -> None:
 def _hub_fault(entry: HubDataset, error: Exception) -> str:
     """What is wrong, told by its cause, with the page or the command that mends it."""
     from datasets.data_files import EmptyDatasetError
-    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
-    from huggingface_hub import errors as hub
+    from datasets.exceptions import DataFilesNotFoundError
 
-    path, page, cause = entry.path, f"https://huggingface.co/datasets/{entry.path}", error.__cause__ or error
-    if isinstance(cause, hub.RevisionNotFoundError):
-        return f"{path} has no revision {entry.revision}. See {page}/tree/main, and set data.revision."
-    if isinstance(error, DatasetNotFoundError) and "is a gated dataset" in str(error):
-        if "authenticated" in str(error):
-            return f"{path} is gated and no token was given. Accept its terms at {page}, then `hf auth login`."
-        return f"{path} is gated and this token may not read it. Accept its terms at {page} with the token's account."
-    if isinstance(error, DatasetNotFoundError):
-        return _not_found(path).removeprefix("data.path: ")
+    path, page = entry.path, f"https://huggingface.co/datasets/{entry.path}"
     if isinstance(error, EmptyDatasetError | DataFilesNotFoundError):
         return f"{path} holds no file of rows. See {page}/tree/main."
     if "scripts are no longer supported" in str(error):
         return f"{path} is made by a script of its own, which is never run. Look at {page} for its rows as files."
-    if isinstance(error, ConnectionError):
-        return f"{path} cannot be reached and is not in the cache. Check the network, or name local files."
     if names := _listed_names(error):
         which = f"has no configuration {entry.name!r}" if entry.name else "has several configurations"
         example = f"--data.path '{{path: {path}, name: {names[0]}}}'"
         return f"{path} {which}. Choose one of: {', '.join(names)}, as in {example}."
-    return request_fault(path, page, error) or f"{path} cannot be loaded: {first_line(cause)}."
+    answered = hub_fault(error, path, "data set", entry.revision)
+    return answered or f"{path} cannot be loaded: {first_line(error.__cause__ or error)}."
 
 
 def _not_found(path: str) -> str:

@@ -6,7 +6,6 @@ What is wrong with a file is told with the file's name and, where it has one, th
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -138,10 +137,3 @@ def _fill_constants(rows: Dataset, constants: Mapping[str, str]) -> tuple[Datase
 
 def _fill(batch: dict[str, list[Any]], column: str, constant: str) -> dict[str, list[Any]]:
     return {column: [text if (text or "").strip() else constant for text in batch[column]]}
-
-
-def show_progress(visible: bool) -> None:
-    """Let `datasets` draw its bars, or not."""
-    import datasets
-
-    (datasets.enable_progress_bars if visible and sys.stderr.isatty() else datasets.disable_progress_bars)()

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.equality import question_keys
 from alpacare_sft.data.hub import commit_of, describe_unused
-from alpacare_sft.data.load import show_progress
 from alpacare_sft.data.near_duplicates import find_near_duplicates
 from alpacare_sft.data.publisher_splits import clean_parts, load_parts, split_parts
 from alpacare_sft.data.split import SPLITS
 from alpacare_sft.errors import DataError
+from alpacare_sft.model.base import load_tokenizer
 from alpacare_sft.model.prompt import PromptEncoder, check_encoder
 from alpacare_sft.recipe.sections import ROW_COLUMNS
 from alpacare_sft.run.disk import disk_faults_told
+from alpacare_sft.runtime import prepared_process
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,23 +55,27 @@ class PreparedData:
         return {name: hashlib.sha256(jsonl(rows).encode()).hexdigest() for name, rows in self.splits.items()}
 
 
-def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
+@prepared_process()
+def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) -> PreparedData:
     """Load, clean, encode and split the rows of a recipe.
 
     Rows that leave no token to learn are dropped before the draw, so that a split of 2,000 rows
     has 2,000 that teach.
 
+    Args:
+        recipe: whose `data` is read.
+        tokenizer: of the base model; by default that of `recipe.model`.
+
     Raises:
         DataError: if rows cannot be read, are too few, or too many leave no room for an answer.
-        ModelError: if the tokenizer cannot make the prompt that the recipe asks for.
+        ModelError: if the tokenizer cannot be had, or cannot make the prompt that the recipe asks for.
         RunError: if a cache cannot be written.
     """
     with disk_faults_told():
-        return _prepare(recipe, tokenizer)
+        return _prepare(recipe, tokenizer or load_tokenizer(recipe.model))
 
 
 def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
-    show_progress(True)
     encoder = PromptEncoder(tokenizer, recipe.prompt)
     check_encoder(encoder)
     parts = load_parts(recipe.data)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from alpacare_sft.recipe.loading import Recipe
 
 
+@runtime.prepared_process()
 def ask(recipe: Recipe, question: str, given: str = "", *, out: TextIO | None = None) -> str:
     """Answer one question with the adapter of a run, writing the answer as it comes and then the notice.
 

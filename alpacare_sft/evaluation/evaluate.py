@@ -25,7 +25,7 @@ from alpacare_sft.run.directory import RunDirectory, file_sha256, write_json, wr
 from alpacare_sft.run.json_lines import format_json_lines
 from alpacare_sft.run.record import MODEL_PACKAGES, installed_versions
 from alpacare_sft.run.trained import trained_recipe
-from alpacare_sft.runtime import say
+from alpacare_sft.runtime import prepared_process, say
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe.loading import Recipe
@@ -48,6 +48,7 @@ class Evaluation:
     judgement: dict[str, Any] | None = None
 
 
+@prepared_process()
 def evaluate(
     recipe: Recipe,
     *,

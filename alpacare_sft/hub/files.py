@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft.data.files import EMBEDDED_FILES
 from alpacare_sft.data.hub import hub_datasets
 from alpacare_sft.errors import RunError
-from alpacare_sft.hub.evidence import Evidence, pinned_recipe
 from alpacare_sft.recipe.document import dump_yaml
 from alpacare_sft.recipe.resolved import recipe_document
 from alpacare_sft.reporting.card import format_card
+from alpacare_sft.reporting.evidence import Evidence, pinned_recipe
 from alpacare_sft.reporting.licenses import base_license
 from alpacare_sft.run.directory import WEIGHTS, RunDirectory, last_name
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alpacare_sft.data.equality import is_same_model
 from alpacare_sft.errors import RecipeError, RunError
-from alpacare_sft.hub.errors import TOKENS, refusals_told
-from alpacare_sft.hub.evidence import COMMIT
+from alpacare_sft.hub.errors import TOKENS, hub_errors_explained, hub_sentence
 from alpacare_sft.hub.files import ALLOWED
 from alpacare_sft.model.base import EMBEDDED, EMBEDDED_NAME
-from alpacare_sft.reporting.card import TAG
-from alpacare_sft.reporting.licenses import base_license, license_faults
+from alpacare_sft.reporting.card import TAG, card_metadata
+from alpacare_sft.reporting.evidence import COMMIT, Evidence
+from alpacare_sft.reporting.licenses import base_license, license_faults, spelling_fault
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -82,7 +85,7 @@ def recipe_faults(recipe: Recipe, base: Mapping[str, str | None] | None = None) 
 
 
 def _is_local(name: str, base: Mapping[str, str | None] | None) -> bool:
-    if name == EMBEDDED_NAME:
+    if name.lower() == EMBEDDED_NAME.lower():
         return False
     if Path(name).expanduser().exists() or name.count("/") > 1 or name.startswith((".", "/", "~")):
         return True
@@ -103,12 +106,42 @@ def preflight(recipe: Recipe) -> None:
     """All that can be known before there is an adapter, for a push at the end of a long run.
 
     Raises:
-        RecipeError: if the name or a licence stands in the way.
+        RecipeError: if the name, a licence or the metadata of the model card stands in the way.
         RunError: if the token may not write there, or the name is taken.
     """
     check_recipe(recipe)
-    api = open_hub(str(recipe.hub.repo_id))
-    find_remote(api, recipe, base_name(recipe))
+    api, base = open_hub(str(recipe.hub.repo_id)), base_name(recipe)
+    find_remote(api, recipe, base)
+    metadata = card_metadata(recipe, Evidence({"base_model": {"name": base}}, {}, None, ""))
+    check_card(recipe, f"---\n{metadata}\n---\n")
+
+
+def check_card(recipe: Recipe, card: str) -> None:
+    """Let the Hub read a model card's metadata before anything is made there; it refuses a commit over these, too.
+
+    Raises:
+        RecipeError: with the Hub's own sentence.
+    """
+    from huggingface_hub import ModelCard
+
+    with hub_errors_explained(str(recipe.hub.repo_id)):
+        try:
+            ModelCard(card).validate()
+        except ValueError as error:  # what `validate` makes of a 400
+            message = _card_fault(str(error))
+            if re.search(r"\blicense\b", message):
+                raise RecipeError(f"{spelling_fault('license', recipe.hub)} {message}") from error
+            raise RecipeError(
+                f"hub: the Hub refuses the model card. {message} Check data.path and the section hub."
+            ) from error
+
+
+def _card_fault(answer: str) -> str:
+    """The Hub's own sentence, from its JSON or its lines of text."""
+    with suppress(ValueError, KeyError, TypeError, AttributeError):
+        parsed = json.loads(answer)
+        answer = parsed.get("error") or "; ".join(fault["message"] for fault in parsed["errors"])
+    return hub_sentence(answer.replace("- Error: ", ""))
 
 
 def open_hub(repo_id: str) -> HfApi:
@@ -127,7 +160,7 @@ def open_hub(repo_id: str) -> HfApi:
     if not re.fullmatch(r"[\x21-\x7e]+", token):
         raise RunError(f"hub: the token contains characters that no token has. Copy it again from {TOKENS}.")
     api = HfApi(token=token)
-    with refusals_told(repo_id):
+    with hub_errors_explained(repo_id):
         account = api.whoami()
     _check_rights(account, repo_id)
     return api
@@ -179,7 +212,7 @@ def find_remote(api: HfApi, recipe: Recipe, base: str) -> Remote | None:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     repo_id = str(recipe.hub.repo_id)
-    with refusals_told(repo_id):
+    with hub_errors_explained(repo_id):
         try:
             info = api.model_info(repo_id)
         except RepositoryNotFoundError as error:
@@ -206,7 +239,7 @@ def _check_owner(info: ModelInfo, files: frozenset[str], repo_id: str, base: str
         strange = sorted(files - _EMPTY - ALLOWED) or sorted(files - _EMPTY)
         raise RunError(f"hub.repo_id: {repo_id} already holds something else ({_some(strange)}). {remedy}")
     theirs = card.base_model[0] if isinstance(card.base_model, list) else card.base_model
-    if theirs != base:
+    if not is_same_model(str(theirs), base):
         raise RunError(f"hub.repo_id: {repo_id} holds an adapter for {theirs}, this one is for {base}. {remedy}")
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.errors import RunError
-from alpacare_sft.hub.errors import refusals_told
-from alpacare_sft.hub.evidence import published_recipe, read_evidence
+from alpacare_sft.hub.errors import hub_errors_explained
 from alpacare_sft.hub.files import ALLOWED, LICENSE, NOTICE, Publication, collect_files
 from alpacare_sft.hub.preflight import (
     LICENSE_NAMES,
     Remote,
+    check_card,
     check_recipe,
     find_license,
     find_remote,
@@ -22,11 +22,12 @@ from alpacare_sft.hub.preflight import (
 )
 from alpacare_sft.hub.showing import show_publication
 from alpacare_sft.reporting.card import save_card
-from alpacare_sft.reporting.licenses import base_license
+from alpacare_sft.reporting.evidence import published_recipe, read_evidence
+from alpacare_sft.reporting.licenses import base_license, unlisted_license
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.run.record import version_changes
 from alpacare_sft.run.trained import trained_recipe
-from alpacare_sft.runtime import say
+from alpacare_sft.runtime import prepared_process, say
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -53,12 +54,14 @@ class Pushed:
     card: str
 
 
+@prepared_process()
 def push(recipe: Recipe, *, dry_run: bool = False) -> Pushed:
     """Publish a run's adapter with its model card, recipe, record and scores, in one commit.
 
     Model, data and training are those of the run in `output_dir`; `hub` and `safety` those of the
-    recipe given. The same content pushed twice makes one commit. Until the commit, which the Hub
-    makes whole or not at all, the repository stays as it was.
+    recipe given. The same content pushed twice makes one commit. A repository is created when the Hub has
+    accepted the card and its licence; until the commit, which the Hub makes whole or not at all, it stays as
+    it was.
 
     Args:
         recipe: with the `output_dir` of a finished run and `hub.repo_id`.
@@ -77,7 +80,8 @@ def push(recipe: Recipe, *, dry_run: bool = False) -> Pushed:
         base = evidence.record["base_model"]
         license_copy = find_license(base, recipe.hub.license, online=False)
         publication = collect_files(run, published, evidence, license_copy)
-        show_publication(published, publication, list(recipe_faults(published, base)), evidence.no_scores)
+        faults = [*recipe_faults(published, base), *unlisted_license(published.hub)]
+        show_publication(published, publication, faults, evidence.no_scores)
         return Pushed(recipe.hub.repo_id, None, False, tuple(publication.files), publication.card)
     with run.lock():
         evidence = read_evidence(run)
@@ -87,9 +91,10 @@ def push(recipe: Recipe, *, dry_run: bool = False) -> Pushed:
         collect_files(run, published, evidence)  # what is wrong with the adapter is told before the Hub is asked
         api = open_hub(str(recipe.hub.repo_id))
         remote = find_remote(api, published, base["name"])
-        with refusals_told(str(base["name"])):
+        with hub_errors_explained(str(base["name"])):
             license_copy = find_license(base, recipe.hub.license, online=True)
         publication = collect_files(run, published, evidence, license_copy)
+        check_card(published, publication.card)
         _tell_missing(published, publication, remote, base["name"])
         if evidence.no_scores:
             say(f"the model card will say `not evaluated`: {evidence.no_scores}")
@@ -115,10 +120,10 @@ def _commit(api: HfApi, recipe: Recipe, publication: Publication, remote: Remote
     """Make one commit of what differs; the commit that `main` stands for, and whether it is a new one."""
     repo_id = str(recipe.hub.repo_id)
     page = f"{api.endpoint}/{repo_id}"
-    state = "is new and empty" if remote is None else f"is as it was, at commit {remote.commit[:8]}"
+    state = "was created and is empty" if remote is None else f"is as it was, at commit {remote.commit[:8]}"
     if remote is None:
         remote = _create(api, recipe)
-    with refusals_told(repo_id, f"{repo_id} {state}, unless only the Hub's last answer was lost"):
+    with hub_errors_explained(repo_id, f"{repo_id} {state}"):
         made = api.create_commit(  # leaves out what is there already, and makes none of nothing
             repo_id,
             _operations(publication, remote.files),
@@ -136,12 +141,14 @@ def _commit(api: HfApi, recipe: Recipe, publication: Publication, remote: Remote
 
 def _create(api: HfApi, recipe: Recipe) -> Remote:
     repo_id = str(recipe.hub.repo_id)
-    with refusals_told(repo_id):
+    with hub_errors_explained(repo_id, f"{repo_id} was not created"):
         api.create_repo(repo_id, private=recipe.hub.private, exist_ok=True)
+    with hub_errors_explained(repo_id, f"{repo_id} was created and is empty"):
         info = api.model_info(repo_id)
     if recipe.hub.private and not info.private:
         raise RunError(
-            f"hub.private is true, but the Hub made {repo_id} public. Nothing was published; check its settings."
+            f"hub.private is true, but the Hub made {repo_id} public. It was created and is empty; make it private at "
+            f"{api.endpoint}/{repo_id}/settings, then push again."
         )
     return Remote(str(info.sha), frozenset(), bool(info.private))
 

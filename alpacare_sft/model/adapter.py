@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.equality import is_same_model
-from alpacare_sft.errors import ModelError, RunError
+from alpacare_sft.errors import ModelError, RunError, first_line
 from alpacare_sft.model.base import told_by_cause
 from alpacare_sft.run.directory import WEIGHTS, new_directory
 
@@ -159,7 +159,7 @@ def attach_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     except torch.OutOfMemoryError:
         raise
     except refusals as error:
-        raise ModelError(f"{does_not_fit}: {(str(error).strip() or repr(error)).splitlines()[0]}") from error
+        raise ModelError(f"{does_not_fit}: {first_line(error)}.") from error
     if unused := written ^ set(get_peft_model_state_dict(attached, save_embedding_layers=False)):
         raise ModelError(f"{does_not_fit}: {len(unused):,} tensors have no counterpart, such as {min(unused)}.")
     return attached

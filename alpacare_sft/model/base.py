@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.errors import ModelError, RecipeError, causes_of
+from alpacare_sft.errors import AlpacareError, ModelError, RecipeError, first_line
+from alpacare_sft.hub.errors import hub_fault
 from alpacare_sft.recipe.sections import ModelSection
 from alpacare_sft.run.disk import disk_faults_told, own_cache
+from alpacare_sft.runtime import prepared_process
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -28,6 +30,7 @@ _SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
+@prepared_process()
 def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, with a padding token of its own.
 
@@ -250,38 +253,17 @@ def told_by_cause(name: str, revision: str | None, key: str = "model.model_name_
     try:
         with disk_faults_told():
             yield
+    except AlpacareError:
+        raise
     except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError) or not (isinstance(error, told) or is_of_http(error)):
+        kind = "adapter" if key == "--adapter" else "model"
+        answered = hub_fault(error, name, kind, revision)
+        if isinstance(error, torch.OutOfMemoryError) or not (answered or isinstance(error, told)):
             raise
-        raise ModelError(f"{key}: {_loading_fault(name, revision, error)}") from error
+        raise ModelError(f"{key}: {answered or _loading_fault(name, error)}") from error
 
 
-def _loading_fault(name: str, revision: str | None, error: BaseException) -> str:
-    from huggingface_hub import errors as hub
-
-    page = f"https://huggingface.co/{name}"
-    causes = list(causes_of(error))
-
-    def caused_by(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(cause, kinds) for cause in causes)
-
-    status = _status(causes)
-    if caused_by(hub.GatedRepoError):
-        if status == 401:
-            return f"{name} is gated and no token was given. Accept its licence at {page}, then `hf auth login`."
-        return (
-            f"{name} is gated and this token may not read it. Accept its licence at {page} with the token's account; "
-            "a fine-grained token also needs the right to read gated repositories."
-        )
-    if caused_by(hub.RevisionNotFoundError):
-        return f"{name} has no revision {revision}. See {page}/tree/main, and set model.model_revision."
-    if caused_by(hub.RepositoryNotFoundError):
-        return f"{name} is neither a directory nor a model that this token may see on the Hub. Check {page}."
-    offline = caused_by(hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError) or "offline mode" in str(error)
-    if status is None and offline:
-        return f"{name} is not in the cache and the Hub cannot be reached. Connect, or use `embedded`."
-    if answered := request_fault(name, page, error):
-        return answered
+def _loading_fault(name: str, error: BaseException) -> str:
     if Path(name).expanduser().is_dir() and not (Path(name).expanduser() / "config.json").exists():
         return f"{name} is a directory without config.json. Name the directory of a saved model."
     if "trust_remote_code" in str(error):
@@ -293,34 +275,8 @@ def _loading_fault(name: str, revision: str | None, error: BaseException) -> str
     if "ignore_mismatched_sizes" in str(error):
         return f"{name} holds weights of other sizes than its config.json says. Copy or download it again."
     if "attention" in str(error).lower() or "flash" in str(error).lower():
-        return f"{name} cannot be loaded with this model.attn_implementation: {str(error).strip().splitlines()[0]}"
-    return f"{name} cannot be loaded: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"
-
-
-def request_fault(name: str, page: str, error: BaseException) -> str | None:
-    """Why a request to the Hub failed, with its remedy, or None if another thing did."""
-    causes = list(causes_of(error))
-    status = _status(causes)
-    if status == 401:
-        return "the Hub does not know this token. Renew it: `hf auth login` (https://huggingface.co/settings/tokens)."
-    if status not in (None, 404):
-        return f"{name} cannot be had, the Hub answered {status}. Check {page} and the token, or try again later."
-    broken = [cause for cause in causes if is_of_http(cause)]
-    if status is None and broken:
-        return f"the download of {name} broke off ({broken[0]}). Run it again."
-    return None
-
-
-def _status(causes: Iterable[BaseException]) -> int | None:
-    """The HTTP status that the Hub answered with, if it did."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return next((cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError)), None)
-
-
-def is_of_http(error: BaseException) -> bool:
-    """Whether the HTTP library raised it; `huggingface_hub` calls it httpx or, since 2, httpx2."""
-    return type(error).__module__.startswith("httpx")
+        return f"{name} cannot be loaded with this model.attn_implementation: {first_line(error)}."
+    return f"{name} cannot be loaded: {first_line(error)}."
 
 
 def embedded_model() -> Path:

@@ -22,6 +22,7 @@ from alpacare_sft.recipe.values import (
     show_value,
     takes_text_or_null,
 )
+from alpacare_sft.runtime import prepared_process
 
 RESUME = Literal["auto", "never"]
 
@@ -92,6 +93,7 @@ def upstream_defaults(section: str) -> dict[str, Any]:
     return dict(vars(build_parser().parse_object(_typed(least))[section]))
 
 
+@prepared_process()
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override and check a recipe.
 

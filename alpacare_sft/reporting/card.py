@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft import __version__
 from alpacare_sft.data.files import EMBEDDED_FILES
 from alpacare_sft.data.hub import DataPath, hub_datasets, path_entries
-from alpacare_sft.hub.evidence import COMMIT, Evidence, pinned_recipe, read_evidence
 from alpacare_sft.model.base import EMBEDDED, EMBEDDED_NAME
 from alpacare_sft.model.prompt import format_sections
+from alpacare_sft.reporting.evidence import COMMIT, Evidence, pinned_recipe, read_evidence
 from alpacare_sft.reporting.licenses import adapter_license, base_license, data_license
 from alpacare_sft.reporting.pages import SPLITS, STEPS
 from alpacare_sft.run.directory import RunDirectory, last_name, write_text
@@ -65,7 +65,7 @@ def format_card(recipe: Recipe, evidence: Evidence) -> str:
     base, datasets = evidence.record["base_model"], hub_datasets(recipe.data.path, recipe.data.revision)
     commits = [str(dataset.revision) for dataset in datasets if dataset.revision]
     return environment.get_template("card.md").render(
-        metadata=_metadata(recipe, evidence),
+        metadata=card_metadata(recipe, evidence),
         recipe=recipe,
         record=evidence.record,
         report=evidence.report,
@@ -104,7 +104,7 @@ def _pinned(recipe: Recipe) -> Iterator[str]:
         yield "the data set"
 
 
-def _metadata(recipe: Recipe, evidence: Evidence) -> str:
+def card_metadata(recipe: Recipe, evidence: Evidence) -> str:
     """The YAML between the dashes, as the Hub reads it."""
     from huggingface_hub import ModelCardData
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,11 +62,11 @@ class DataLicense:
 
     Attributes:
         id: as the Hub spells it, or None where it is not stated.
-        told: sentences for the model card.
+        statement: sentences for the model card.
     """
 
     id: str | None
-    told: str
+    statement: str
 
     @property
     def non_commercial(self) -> bool:
@@ -73,9 +74,60 @@ class DataLicense:
         return self.id is not None and "-nc" in self.id.lower()
 
 
+# What the Hub takes as `license` in a model card, as its own refusal listed it on 2026-05-10 (huggingface_hub#4218).
+_LISTED = """
+apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
+cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
+cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
+cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0
+lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl
+openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
+fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 grok2-community gemma unknown
+other
+"""
+HUB_LICENSES = tuple(_LISTED.split())
+_FILLER = re.compile(r"\b(the|licen[cs]e|version|international|unported|community|public|agreement)\b|v(?=\d)")
+
+
+def nearest_license(text: str) -> str | None:
+    """The licence of the Hub's list that a text most likely means, or None."""
+    words = re.findall(r"[a-z0-9.+]+", _FILLER.sub(" ", text.lower()))
+    spelled = "-".join(words)
+    if spelled in HUB_LICENSES:
+        return spelled
+    longer = (f"{spelled}-", f"{spelled}.")
+    begins = [name for name in sorted(HUB_LICENSES, reverse=True) if spelled and name.startswith(longer)]
+    close = [min(begins, key=len)] if begins else difflib.get_close_matches(spelled, HUB_LICENSES, n=1)
+    return close[0] if close else None
+
+
+def spelling_fault(key: str, hub: HubSection) -> str:
+    """What is wrong with a licence that is not as the Hub spells it, with the nearest that is.
+
+    Args:
+        key: `license` or `data_license`.
+        hub: the section that states it.
+    """
+    stated = getattr(hub, key)
+    nearest = nearest_license(stated or "")
+    hint = f"Did you mean {nearest}? " if nearest else ""
+    return (
+        f"hub.{key} must be a licence as the Hub spells it, got {stated!r}. {hint}For one that is not on its list use "
+        "other (https://huggingface.co/docs/hub/repositories-licenses)."
+    )
+
+
+def unlisted_license(hub: HubSection) -> Iterator[str]:
+    """What is wrong with `hub.license` by the dated list, for where the Hub cannot be asked."""
+    if hub.license and hub.license not in HUB_LICENSES:
+        yield spelling_fault("license", hub)
+
+
+# By names in small letters: the Hub takes letter case for no difference.
 KNOWN_DATA = {
     # DATA_LICENSE of github.com/XZhang97666/AlpaCare (b469c41); the copy on the Hub states none.
-    "lavita/AlpaCare-MedInstruct-52k": DataLicense(
+    "lavita/alpacare-medinstruct-52k": DataLicense(
         "cc-by-nc-4.0",
         "The AlpaCare authors release the data for non-commercial use (CC BY-NC 4.0); this copy of it states no "
         "licence. Its answers were written by OpenAI models, whose terms of use may add to that.",
@@ -91,11 +143,11 @@ def base_license(name: str, stated: str | None = None) -> BaseLicense | None:
         name: of the base on the Hub.
         stated: `hub.license`; where the name does not tell the version of Llama's licence, this may.
     """
-    if name == EMBEDDED_NAME:
+    if name.lower() == EMBEDDED_NAME.lower():
         return BaseLicense("apache-2.0", "Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0")
     version = _llama_version(name)
-    if version is None and (told := _LLAMA_ID.fullmatch(stated or "")):
-        version = told[1]
+    if version is None and (match := _LLAMA_ID.fullmatch(stated or "")):
+        version = match[1]
     return None if version is None else _llama_license(version)
 
 
@@ -105,8 +157,8 @@ def _llama_version(name: str) -> str | None:
     for family, version in _FAMILIES.items():
         if re.search(family, name, re.IGNORECASE):
             return version
-    found = _LLAMA.search(name)
-    return found[1].replace("_", ".") if found else None
+    match = _LLAMA.search(name)
+    return match[1].replace("_", ".") if match else None
 
 
 def _llama_license(version: str) -> BaseLicense:
@@ -130,7 +182,7 @@ def data_license(path: DataPath, hub: HubSection) -> DataLicense:
     if hub.data_license:
         return DataLicense(hub.data_license, "As the recipe states it (`hub.data_license`).")
     names = [entry if isinstance(entry, str) else entry.path for entry in path_entries(path)]
-    known = [KNOWN_DATA.get(name) for name in names]
+    known = [KNOWN_DATA.get(name.lower()) for name in names]
     if known and all(known) and len({license.id for license in known if license}) == 1:
         return next(license for license in known if license)
     return DataLicense(None, "The licence of the data is not stated.")
@@ -164,6 +216,10 @@ def license_faults(base: str, path: DataPath, hub: HubSection) -> Iterator[str]:
             "--hub.license apache-2.0."
         )
     rows = data_license(path, hub)
+    if (
+        hub.data_license and hub.data_license not in HUB_LICENSES
+    ):  # whether it forbids something is read in its spelling
+        yield spelling_fault("data_license", hub)
     if rows.id and "-nd" in rows.id.lower():
         yield (
             f"hub.data_license: {rows.id} forbids sharing derivatives of the rows, and an adapter is one. "

@@ -16,6 +16,7 @@ from alpacare_sft.review.reading import Sheet, read_sheet, sheet_of
 from alpacare_sft.review.sheets import CRITERIA, FLAG, KEY_FILE, predictions_sha256, read_keys
 from alpacare_sft.review.showing import show_reviews
 from alpacare_sft.run.directory import RunDirectory, write_json
+from alpacare_sft.runtime import prepared_process
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe.loading import Recipe
@@ -27,6 +28,7 @@ MEANING = (
 EARLIER = "The answers rated are those of an earlier evaluation, not the ones in predictions.jsonl."
 
 
+@prepared_process()
 def review_answers(recipe: Recipe, files: Sequence[str | Path]) -> dict[str, Any]:
     """Sum up filled review sheets of a run, write `eval/review.json` and show it.
 

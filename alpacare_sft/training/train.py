@@ -23,7 +23,7 @@ from alpacare_sft.reporting.pages import save_training_report
 from alpacare_sft.run.directory import WEIGHTS, RunDirectory, check_free_disk
 from alpacare_sft.run.record import effective_batch_size, recorded, summarize_training
 from alpacare_sft.run.trained import continue_run
-from alpacare_sft.runtime import is_main_process, say
+from alpacare_sft.runtime import is_main_process, prepared_process, say
 from alpacare_sft.training.checkpoints import Checkpoint, newest_whole_checkpoint
 from alpacare_sft.training.config import build_sft_config, build_trainer, check_trackers
 from alpacare_sft.training.upstream import check_config, check_launcher
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _TOKENIZER_BYTES = 20 * 2**20
 
 
+@prepared_process()
 def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
     """Run a recipe: data, training, adapter. Goes on where an unfinished run of it stopped.
 

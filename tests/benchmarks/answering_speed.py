@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from alpacare_sft import runtime
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -31,11 +33,9 @@ def arguments() -> argparse.Namespace:
 
 def answer(options: argparse.Namespace) -> dict[str, Any]:
     """One side in this process: seconds of answering, loading left out, and the answers."""
-    from alpacare_sft.cli import prepare_process
-
-    if options.side == "eval":  # a plain script has the process as it comes
-        prepare_process()
-    from alpacare_sft import runtime
+    if options.side == "eval":
+        runtime.set_import_variables()  # before torch is imported
+        runtime.keep_freed_memory()
     from alpacare_sft.evaluation.compared_models import ComparedModels
     from alpacare_sft.evaluation.held_out import encode_rows, read_test_split
     from alpacare_sft.model.prompt import PromptEncoder

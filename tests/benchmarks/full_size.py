@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import time
 
+from alpacare_sft.runtime import prepared_process
+
 LLAMA_3_2_1B = {
     "vocab_size": 128_256,
     "hidden_size": 2048,
@@ -33,16 +35,13 @@ LLAMA_3_2_1B = {
 }
 
 
+@prepared_process()  # as a run does, before torch is imported
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args()
-
-    from alpacare_sft.cli import prepare_process
-
-    prepare_process()  # as a run does, before torch is imported
 
     import torch
     from peft import LoraConfig, get_peft_model

@@ -17,6 +17,8 @@ import sys
 import tempfile
 from typing import Any
 
+from alpacare_sft import runtime
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -61,14 +63,14 @@ def overrides(options: argparse.Namespace, folder: str) -> list[str]:
 
 def run_side(options: argparse.Namespace) -> None:
     """One side in this process; prints its figures as the last line."""
-    from alpacare_sft.cli import prepare_process
-
-    if options.side == "ours":  # a plain script has the process as it comes
-        prepare_process()
+    if options.side == "ours":
+        runtime.set_import_variables()  # before torch is imported
+    else:  # a plain script has the process as it comes
+        runtime.keep_freed_memory = lambda: None
     import torch
     from transformers import TrainerCallback
 
-    from alpacare_sft import load_recipe, load_tokenizer, prepare_data, runtime
+    from alpacare_sft import load_recipe, load_tokenizer, prepare_data
     from alpacare_sft.model.base import load_base_model
     from alpacare_sft.run.directory import RunDirectory
     from alpacare_sft.training.config import build_sft_config, build_trainer
