@@ -113,7 +113,7 @@ def describe_hardware(use_cpu: bool = False) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": num_processes(),
     }
     if has_gpu(use_cpu):
         properties = torch.cuda.get_device_properties(0)
@@ -137,6 +137,11 @@ def peak_memory_bytes(use_cpu: bool = False) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def num_processes() -> int:
+    """How many processes a launcher started together; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:
