@@ -79,12 +79,14 @@ def build_trainer(recipe: Recipe, config: SFTConfig, data: PreparedData, tokeniz
         DataError: if the labels are not what the mask says.
     """
     import torch
+    from jsonargparse import Namespace
     from peft import LoraConfig
     from transformers import EarlyStoppingCallback
 
     from alpacare_sft.training.callbacks import Account, Terminal
     from alpacare_sft.training.trainer import AnswerSFTTrainer
 
+    lora = Namespace(**given_values(recipe, "lora")).as_dict()  # PEFT takes a section within as a dict alone
     stopping = recipe.early_stopping
     early = [EarlyStoppingCallback(stopping.patience, stopping.threshold)] if stopping.patience else []
     try:
@@ -96,7 +98,7 @@ def build_trainer(recipe: Recipe, config: SFTConfig, data: PreparedData, tokeniz
             if recipe.evaluates_during_training
             else None,
             processing_class=tokenizer,
-            peft_config=LoraConfig(task_type="CAUSAL_LM", **given_values(recipe, "lora")),
+            peft_config=LoraConfig(task_type="CAUSAL_LM", **lora),
             callbacks=[Account(), *early],
         )
     except (ValueError, ImportError) as error:
