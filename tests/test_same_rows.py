@@ -128,3 +128,170 @@ def test_other_processes_go_on_and_read_each_of_41_rows_once(
     record = json.loads((Path(document["output_dir"]) / "run.json").read_text())
     assert record["train"]["optimizer_steps"] == 21
     assert record["batch"]["processes"] == after and record["train"]["effective_batch_size"] == 2
+
+
+@pytest.mark.slow
+def test_two_processes_fill_the_last_step_with_rows_that_count_nothing(
+    document: dict[str, Any], launch: Callable[..., Any]
+) -> None:
+    """41 rows on 2 × 4: 7 readings too many; loss, tokens and weights are those of one process."""
+    run = Path(document["output_dir"])
+    eval_words = ("--train.eval_strategy", "epoch", "--train.per_device_eval_batch_size", "2")
+    words = ("--train.per_device_train_batch_size", "8", "--train.gradient_accumulation_steps", "1", *eval_words)
+    records, rows = [], []
+    for processes in (1, 2):
+        document["output_dir"] = str(run / str(processes))
+        rows.append(launch(processes, 0, *words)[0])
+        records.append(json.loads((run / str(processes) / "run.json").read_text()))
+        assert_each_row_once(rows[-1], document, steps=6)
+    assert sorted(rows[0]) == sorted(rows[1])
+    assert records[0]["tokens"] == records[1]["tokens"]
+    for key in ("train_loss", "eval_loss"):
+        assert records[1]["train"][key] == pytest.approx(records[0]["train"][key], abs=1e-5), key
+    assert records[1]["batch"] == {
+        "processes": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "after", "options"),
+    [
+        ((1, 2), (2, 1), ()),
+        ((4, 2), (2, 4), ()),
+        ((2, 1), (1, 2), ("--train.train_sampling_strategy=group_by_length",)),
+    ],
+)
+def test_other_batch_and_accumulation_go_on_with_the_same_steps(
+    document: dict[str, Any], launch: Callable[..., Any], before: tuple[int, int], after: tuple[int, int], options: Any
+) -> None:
+    document["train"]["num_train_epochs"] = 2
+    names = ("--train.per_device_train_batch_size", "--train.gradient_accumulation_steps")
+    words = [[*options, names[0], str(size), names[1], str(parts)] for size, parts in (before, after)]
+    steps = -(-41 // (before[0] * before[1]))
+    first, _ = launch(1, steps + 2, *words[0])
+    second, told = launch(1, 0, *words[1])
+    assert f"going on from step {steps + 2} of {2 * steps}" in told
+    assert_each_row_once([row for row in first + second if row[0] <= steps], document, steps)
+    assert_each_row_once([(step - steps, row) for step, row in first + second if step > steps], document, steps)
+
+
+@pytest.mark.parametrize(
+    ("processes", "recipe", "shared"),
+    [(1, (1, 2), (1, 2)), (2, (1, 2), (1, 1)), (2, (4, 1), (2, 1)), (2, (8, 3), (4, 3)), (6, (4, 3), (2, 1)),
+     (4, (2, 2), (1, 1)), (8, (2, 16), (2, 2))],
+)  # fmt: skip
+def test_a_step_is_shared_out_accumulation_first(
+    monkeypatch: pytest.MonkeyPatch, processes: int, recipe: tuple[int, int], shared: tuple[int, int]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    train_section = {"per_device_train_batch_size": recipe[0], "gradient_accumulation_steps": recipe[1]}
+    batch = share_batch(train_section)
+    assert (batch.per_device_train_batch_size, batch.gradient_accumulation_steps) == shared
+    assert batch.rows == recipe[0] * recipe[1]
+
+
+def test_the_effective_batch_size_is_told_in_one_line() -> None:
+    assert describe_batch(Batch(1, 1, 2)) == "effective batch size: 2 rows per optimizer step (1 process)"
+    assert describe_batch(Batch(2, 1, 1)) == "effective batch size: 2 rows per optimizer step (2 processes)"
+
+
+@pytest.mark.parametrize(("processes", "recipe", "parts"), [(3, (1, 2), 3), (2, (1, 1), 2), (4, (2, 3), 4)])
+def test_a_step_that_does_not_divide_is_refused_with_an_override_that_works(
+    document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, processes: int, recipe: tuple[int, int], parts: int
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    document["train"] |= {"per_device_train_batch_size": recipe[0], "gradient_accumulation_steps": recipe[1]}
+    with pytest.raises(RecipeError, match=rf"a multiple of the {processes} processes.*accumulation_steps {parts} "):
+        train(recipe_from_document(document))
+    assert not Path(document["output_dir"]).exists()
+    document["train"]["gradient_accumulation_steps"] = parts
+    assert share_batch(recipe_from_document(document).train).rows == recipe[0] * parts
+
+
+def begun(document: dict[str, Any], batch: Batch | None, record: dict[str, Any] | None = None) -> RunDirectory:
+    """A run directory with a checkpoint whose steps were made up so; without `batch` one of version 0.1."""
+    from dataclasses import asdict
+
+    from alpacare_sft.recipe.resolved import recipe_yaml
+
+    run = RunDirectory(Path(document["output_dir"]))
+    (run.checkpoints / "checkpoint-9").mkdir(parents=True)
+    state = {"stateful_callbacks": {"Account": {"attributes": {"batch": asdict(batch)} if batch else {}}}}
+    (run.checkpoints / "checkpoint-9" / "trainer_state.json").write_text(json.dumps(state))
+    run.recipe.write_text(recipe_yaml(recipe_from_document(document)))
+    run.update_record(record or {})
+    return run
+
+
+def asked(size: int, parts: int, strategy: str = "random", packing: bool = False) -> dict[str, Any]:
+    names = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts}
+    return {**names, "train_sampling_strategy": strategy, "packing": packing}
+
+
+@pytest.mark.parametrize(
+    ("size", "parts", "override"),
+    [(1, 4, "--train.gradient_accumulation_steps 2,"), (2, 2, "--train.gradient_accumulation_steps 1,"),
+     (4, 1, "--train.per_device_train_batch_size 2 --train.gradient_accumulation_steps 1,"),
+     (3, 1, "--train.per_device_train_batch_size 1 --train.gradient_accumulation_steps 2,")],
+)  # fmt: skip
+def test_other_rows_per_step_are_refused_with_both_numbers_and_the_override(
+    document: dict[str, Any], size: int, parts: int, override: str
+) -> None:
+    run = begun(document, Batch(1, 1, 2))
+    with pytest.raises(RunError) as error:
+        refuse_other_batch(run, asked(size, parts))
+    assert f"begun with 2 rows per optimizer step, the recipe asks for {size * parts}" in str(error.value)
+    assert f"Add {override}" in str(error.value)
+
+
+def test_more_processes_than_a_begun_step_has_rows_are_told_how_many_to_launch(
+    document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(RunError, match=r"6 rows per optimizer step, which 4 processes cannot share\. Launch 3 pro"):
+        refuse_other_batch(begun(document, Batch(2, 1, 3)), asked(1, 6))
+
+
+def test_a_run_of_version_0_1_had_its_recipe_on_each_process(document: dict[str, Any]) -> None:
+    run = begun(document, None, {"hardware": {"processes": 2}})
+    refuse_other_batch(run, asked(2, 2))
+    with pytest.raises(RunError, match="begun with 4 rows per optimizer step, the recipe asks for 2"):
+        refuse_other_batch(run, asked(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [("train_sampling_strategy: group_by_length", ("group_by_length",)), ("packing", ("random", True)),
+     ("train_sampling_strategy: batch_rebalance", ("batch_rebalance",))],
+)  # fmt: skip
+def test_another_number_of_processes_is_refused_where_the_order_of_rows_depends_on_it(
+    document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, key: str, options: tuple[Any, ...]
+) -> None:
+    run = begun(document, Batch(1, 1, 2))
+    refuse_other_batch(run, asked(1, 2, *options))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError, match=rf"begun with 1 process × batch 1 × accumulation 2\. With train\.{key}"):
+        refuse_other_batch(run, asked(1, 2, *options))
+    refuse_other_batch(run, asked(1, 2))
+
+
+@pytest.mark.parametrize("option", ["split_batches", "dispatch_batches", "use_seedable_sampler"])
+def test_what_reorders_rows_in_accelerate_is_refused(document: dict[str, Any], option: str) -> None:
+    document["train"]["accelerator_config"] = {option: option != "use_seedable_sampler"}
+    with pytest.raises(RecipeError, match=rf"train\.accelerator_config\.{option} must be"):
+        train(recipe_from_document(document))
+
+
+@pytest.mark.parametrize(("rows", "size", "processes"), [(41, 1, 2), (41, 4, 2), (40, 4, 3), (5, 8, 2), (1, 2, 4)])
+def test_processes_read_the_order_of_one_and_fill_with_a_row_of_its_own(rows: int, size: int, processes: int) -> None:
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler
+
+    from alpacare_sft.training.trainer import RowOrder
+
+    fill = -rows % (size * processes)
+    batches = BatchSampler(RowOrder(range(rows), 0, rows, fill), size, drop_last=False)
+    parts = [list(BatchSamplerShard(batches, processes, rank)) for rank in range(processes)]
+    read = [row for together in zip(*parts, strict=True) for batch in together for row in batch]
+    assert read == [*range(rows), *[rows] * fill]

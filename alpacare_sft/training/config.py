@@ -86,7 +86,8 @@ def build_trainer(recipe: Recipe, config: SFTConfig, data: PreparedData, tokeniz
     from alpacare_sft.training.callbacks import Account, Terminal
     from alpacare_sft.training.trainer import AnswerSFTTrainer
 
-    lora = Namespace(**given_values(recipe, "lora")).as_dict()  # PEFT takes a section within as a dict alone
+    lora = given_values(recipe, "lora")
+    lora = {key: dict(vars(value)) if isinstance(value, Namespace) else value for key, value in lora.items()}
     stopping = recipe.early_stopping
     early = [EarlyStoppingCallback(stopping.patience, stopping.threshold)] if stopping.patience else []
     try:
