@@ -24,9 +24,7 @@ def weights(run: Path) -> dict[str, Any]:
     return load_file(run / "adapter" / "adapter_model.safetensors")
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Model has `tie_word_embeddings=True`", "ignore:`lora_bias=True` was passed", "ignore:Adapter 'default'"
-)
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed", "ignore:Adapter 'default'")
 @pytest.mark.parametrize(
     ("option", "kinds"),
     [
@@ -106,7 +104,6 @@ def test_weights_that_are_kept_are_work_that_another_recipe_does_not_replace(
     assert not (recipe.output_dir / "adapter-unchecked").exists()
 
 
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 def test_checkpoints_of_an_adapter_on_the_embeddings_hold_no_base_weights(make_recipe: Make) -> None:
     recipe = make_recipe("--train.max_steps", "3", "--lora.target_modules", "[embed_tokens]")
     train(recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from alpacare_sft import runtime
 from alpacare_sft.data.prepare import PreparedData
 from alpacare_sft.errors import DataError, ModelError, RecipeError
 from alpacare_sft.recipe.resolved import given_values
+from alpacare_sft.recipe.values import plain_value
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.training.batches import share_batch
 
@@ -79,29 +81,27 @@ def build_trainer(recipe: Recipe, config: SFTConfig, data: PreparedData, tokeniz
         DataError: if the labels are not what the mask says.
     """
     import torch
-    from jsonargparse import Namespace
     from peft import LoraConfig
     from transformers import EarlyStoppingCallback
 
     from alpacare_sft.training.callbacks import Account, Terminal
     from alpacare_sft.training.trainer import AnswerSFTTrainer
 
-    lora = given_values(recipe, "lora")
-    lora = {key: dict(vars(value)) if isinstance(value, Namespace) else value for key, value in lora.items()}
     stopping = recipe.early_stopping
     early = [EarlyStoppingCallback(stopping.patience, stopping.threshold)] if stopping.patience else []
+    rows = {name: split.select_columns(["input_ids", "completion_mask"]) for name, split in data.splits.items()}
     try:
-        trainer = AnswerSFTTrainer(
-            model=base,
-            args=config,
-            train_dataset=data.splits["train"].select_columns(["input_ids", "completion_mask"]),
-            eval_dataset=data.splits["validation"].select_columns(["input_ids", "completion_mask"])
-            if recipe.evaluates_during_training
-            else None,
-            processing_class=tokenizer,
-            peft_config=LoraConfig(task_type="CAUSAL_LM", **lora),
-            callbacks=[Account(), *early],
-        )
+        with warnings.catch_warnings():  # what merging such an adapter changes is measured by `merge_adapter`
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+            trainer = AnswerSFTTrainer(
+                model=base,
+                args=config,
+                train_dataset=rows["train"],
+                eval_dataset=rows["validation"] if recipe.evaluates_during_training else None,
+                processing_class=tokenizer,
+                peft_config=LoraConfig(task_type="CAUSAL_LM", **plain_value(given_values(recipe, "lora"))),
+                callbacks=[Account(), *early],
+            )
     except (ValueError, ImportError) as error:
         message = " ".join(str(error).split())
         if "arget modules" in message or "target_modules" in message:
