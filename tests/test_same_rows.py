@@ -262,9 +262,8 @@ def test_a_run_of_version_0_1_had_its_recipe_on_each_process(document: dict[str,
 
 @pytest.mark.parametrize(
     ("key", "options"),
-    [("train_sampling_strategy: group_by_length", ("group_by_length",)), ("packing", ("random", True)),
-     ("train_sampling_strategy: batch_rebalance", ("batch_rebalance",))],
-)  # fmt: skip
+    [("train_sampling_strategy: group_by_length", ("group_by_length",)), ("packing", ("random", True))],
+)
 def test_another_number_of_processes_is_refused_where_the_order_of_rows_depends_on_it(
     document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, key: str, options: tuple[Any, ...]
 ) -> None:
@@ -276,11 +275,22 @@ def test_another_number_of_processes_is_refused_where_the_order_of_rows_depends_
     refuse_other_batch(run, asked(1, 2))
 
 
-@pytest.mark.parametrize("option", ["split_batches", "dispatch_batches", "use_seedable_sampler"])
-def test_what_reorders_rows_in_accelerate_is_refused(document: dict[str, Any], option: str) -> None:
-    document["train"]["accelerator_config"] = {option: option != "use_seedable_sampler"}
-    with pytest.raises(RecipeError, match=rf"train\.accelerator_config\.{option} must be"):
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("accelerator_config.split_batches", True),
+        ("accelerator_config.dispatch_batches", True),
+        ("accelerator_config.even_batches", False),
+        ("accelerator_config.use_seedable_sampler", False),
+        ("train_sampling_strategy", "batch_rebalance"),
+    ],
+)
+def test_a_loader_that_reads_rows_twice_is_refused(document: dict[str, Any], key: str, value: Any) -> None:
+    section, _, name = key.rpartition(".")
+    document["train"] |= {section: {name: value}} if section else {name: value}
+    with pytest.raises(RecipeError, match=rf"train\.{key} must"):
         train(recipe_from_document(document))
+    assert not Path(document["output_dir"]).exists()
 
 
 @pytest.mark.parametrize(("rows", "size", "processes"), [(41, 1, 2), (41, 4, 2), (40, 4, 3), (5, 8, 2), (1, 2, 4)])

@@ -126,12 +126,9 @@ def refuse_other_batch(run: RunDirectory, train: Mapping[str, Any]) -> None:
 
 def _reorders_rows(train: Mapping[str, Any], begun: Batch, now: Batch) -> str | None:
     """The key that makes another order of rows out of other processes (transformers 5.23, trl 1.16)."""
-    strategy = train["train_sampling_strategy"]
-    if strategy == "batch_rebalance" and begun != now:  # its groups are micro-batches
-        return "train.train_sampling_strategy: batch_rebalance"
     if begun.processes == now.processes:
         return None
-    if strategy == "group_by_length":  # within groups of 50 steps of one process
+    if train["train_sampling_strategy"] == "group_by_length":  # within groups of 50 steps of one process
         return "train.train_sampling_strategy: group_by_length"
     return "train.packing" if train["packing"] else None
 

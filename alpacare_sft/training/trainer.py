@@ -153,9 +153,8 @@ class AnswerSFTTrainer(SFTTrainer):
         loader = super()._get_dataloader(dataset, description, batch_size, lambda _: sampler, *args, **kwargs)
         shard = loader.batch_sampler
         batches = getattr(shard, "batch_sampler", shard)  # several processes: a part of the batches each
-        if hasattr(batches, "sampler"):  # batch_rebalance makes batches itself
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            loader.set_sampler(RowOrder(batches.sampler, seed, num_rows, num_fill))
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        loader.set_sampler(RowOrder(batches.sampler, seed, num_rows, num_fill))
         return loader
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:

@@ -92,6 +92,11 @@ def _check_optimizer(config: SFTConfig) -> None:
 
 def _check_loader(config: SFTConfig) -> None:
     """Keep accelerate from another order or another number of rows per step than a resume goes on with."""
+    if config.train_sampling_strategy == "batch_rebalance":
+        raise RecipeError(
+            "train.train_sampling_strategy must not be batch_rebalance: with it transformers 5.23 repeats rows in the "
+            "last step, and a resumed epoch reads other rows than it began with. Use group_by_length."
+        )
     given = config.accelerator_config.to_dict()
     for key, needed in _LOADER.items():
         if given[key] not in (needed, None):
