@@ -26,13 +26,7 @@ from alpacare_sft.run.record import recorded
 from alpacare_sft.run.trained import continue_run
 from alpacare_sft.runtime import is_main_process, say
 from alpacare_sft.training.batches import Batch, describe_batch, refuse_other_batch
-from alpacare_sft.training.checkpoints import (
-    STATE,
-    Checkpoint,
-    ended_training,
-    newest_whole_checkpoint,
-    saved_batch,
-)
+from alpacare_sft.training.checkpoints import STATE, Checkpoint, ended_training, newest_whole_checkpoint, saved_batch
 from alpacare_sft.training.config import build_sft_config, build_trainer, check_trackers
 from alpacare_sft.training.upstream import check_config, check_launcher
 
@@ -88,10 +82,8 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
             say(f"{run.path} holds this run, done: nothing to do. --overwrite runs it anew.")
             return record
         if run.holds_work() and recipe.resume == "never":
-            raise RunError(
-                f"output_dir: {run.path} holds an unfinished run and resume is never. "
-                "Add --resume auto to go on, or --overwrite to begin anew."
-            )
+            fault = "holds an unfinished run and resume is never"
+            raise RunError(f"output_dir: {run.path} {fault}. Add --resume auto to go on, or --overwrite to begin anew.")
         for note in recipe.notes:
             say(note)
         device = runtime.describe_hardware(recipe.train["use_cpu"])["device"]
@@ -134,10 +126,7 @@ def _run(recipe: Recipe, run: RunDirectory, config: SFTConfig, stop: StopOnSigna
             "base_model": identity,
             "end_token_ids": end_token_ids(base, tokenizer, PromptEncoder(tokenizer, recipe.prompt).end_token_id()),
             "parameters": parameters,
-            "tokens": {
-                "trained": int(trainer.state.num_input_tokens_seen),
-                "answer": trainer.account.answer_tokens,
-            },
+            "tokens": {"trained": trainer.state.num_input_tokens_seen, "answer": trainer.account.answer_tokens},
             "train": summarize_training(trainer),
             "seconds": {stage: round(value, 3) for stage, value in clock.seconds.items()},
         }
