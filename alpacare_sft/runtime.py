@@ -217,7 +217,7 @@ def describe_hardware(use_cpu: bool = False) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": num_processes(),
         # torch was imported before this package could set them
         "settings_without_effect": [name for name in _BEFORE_TORCH if name not in os.environ],
     }
@@ -242,6 +242,11 @@ def peak_memory_bytes(use_cpu: bool = False) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def num_processes() -> int:
+    """How many processes a launcher started together; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:

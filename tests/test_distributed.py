@@ -36,7 +36,6 @@ def test_two_processes_take_the_steps_of_one(document: dict[str, Any], tmp_path:
     one = train(recipe_from_document(document))
     recipe = tmp_path / "two.yaml"
     two = {**document, "output_dir": str(tmp_path / "two")}
-    two["train"] = {**document["train"], "per_device_train_batch_size": 1}
     recipe.write_text(yaml.safe_dump(two))
     options = ["--multi_gpu", "--num_processes", "2"] if "accelerate" in launcher else ["--nproc_per_node", "2"]
     command = [sys.executable, "-m", launcher, *options, "-m", "alpacare_sft", "train", str(recipe)]
@@ -44,7 +43,7 @@ def test_two_processes_take_the_steps_of_one(document: dict[str, Any], tmp_path:
         command, capture_output=True, text=True, timeout=300, env={**os.environ, "ACCELERATE_USE_CPU": "1"}
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "4 rows, over 2 process(es)" in done.stdout
+    assert "effective batch size: 4 rows per optimizer step (2 processes)" in done.stdout
     assert done.stdout.count("done: ") == 1
     record = json.loads((tmp_path / "two" / "run.json").read_text())
     assert record["data_sha256"] == one["data_sha256"]

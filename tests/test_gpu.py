@@ -44,11 +44,13 @@ def test_fp16_trains_with_float32_adapters_and_a_scaler(on_card: dict[str, Any],
 def test_upstream_scores_answer_positions_by_itself(on_card: dict[str, Any], make_recipe: Make, tokenizer: Any) -> None:
     from alpacare_sft.model.base import load_base_model
     from alpacare_sft.run.directory import RunDirectory
-    from alpacare_sft.training.config import build_trainer
+    from alpacare_sft.training.config import build_sft_config, build_trainer
 
     recipe = make_recipe()
     precision = resolve_precision(recipe.train)
     data, base = prepare_data(recipe, tokenizer), load_base_model(recipe.model, precision.dtype)
-    trainer = build_trainer(recipe, RunDirectory(recipe.output_dir), data, tokenizer, base, precision)
+    trainer = build_trainer(
+        recipe, build_sft_config(recipe, RunDirectory(recipe.output_dir), precision), data, tokenizer, base
+    )
     assert isinstance(trainer, AnswerSFTTrainer)
     assert not trainer._scores_every_position()

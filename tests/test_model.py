@@ -17,7 +17,7 @@ from alpacare_sft.recipe.loading import Recipe
 from alpacare_sft.recipe.sections import ModelSection
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.runtime import Precision
-from alpacare_sft.training.config import build_trainer
+from alpacare_sft.training.config import build_sft_config, build_trainer
 
 Make = Callable[..., Recipe]
 
@@ -57,7 +57,13 @@ def test_targets_that_the_model_lacks_are_named(make_recipe: Make, tokenizer: An
     data = prepare_data(recipe, tokenizer)
     base = load_base_model(recipe.model, "float32")
     with pytest.raises(ModelError, match=r"lora\.target_modules.*query_key_value"):
-        build_trainer(recipe, RunDirectory(recipe.output_dir), data, tokenizer, base, Precision(False, False))
+        build_trainer(
+            recipe,
+            build_sft_config(recipe, RunDirectory(recipe.output_dir), Precision(False, False)),
+            data,
+            tokenizer,
+            base,
+        )
 
 
 @pytest.mark.slow
@@ -66,7 +72,13 @@ def test_qlora_builds_and_takes_a_step_on_a_cpu(make_recipe: Make, tokenizer: An
     base = load_base_model(recipe.model, "float32")
     assert base.is_quantized
     data = prepare_data(recipe, tokenizer)
-    trainer = build_trainer(recipe, RunDirectory(recipe.output_dir), data, tokenizer, base, Precision(False, False))
+    trainer = build_trainer(
+        recipe,
+        build_sft_config(recipe, RunDirectory(recipe.output_dir), Precision(False, False)),
+        data,
+        tokenizer,
+        base,
+    )
     trainable = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
     assert {p.dtype for p in trainable.values()} == {torch.float32}
     before = {name: p.detach().clone() for name, p in trainable.items()}

@@ -15,7 +15,7 @@ from alpacare_sft.model.base import load_base_model
 from alpacare_sft.recipe.loading import Recipe
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.runtime import Precision
-from alpacare_sft.training.config import build_trainer
+from alpacare_sft.training.config import build_sft_config, build_trainer
 from alpacare_sft.training.trainer import AnswerSFTTrainer, answer_logits, answer_mask
 
 Make = Callable[..., Recipe]
@@ -25,7 +25,7 @@ FP32 = Precision(fp16=False, bf16=False)
 def make_trainer(recipe: Recipe, tokenizer: Any) -> AnswerSFTTrainer:
     base = load_base_model(recipe.model, "float32")
     data = prepare_data(recipe, tokenizer)
-    return build_trainer(recipe, RunDirectory(recipe.output_dir), data, tokenizer, base, FP32)
+    return build_trainer(recipe, build_sft_config(recipe, RunDirectory(recipe.output_dir), FP32), data, tokenizer, base)
 
 
 @pytest.fixture
@@ -122,9 +122,7 @@ def test_fp16_base_with_float32_adapter_steps_through_autocast_and_scaler(make_r
     recipe = make_recipe("--lora.lora_dropout", "0.0")
     exact = make_trainer(recipe, tokenizer)
     data = prepare_data(recipe, tokenizer)
-    half = build_trainer(
-        recipe, RunDirectory(recipe.output_dir), data, tokenizer, load_base_model(recipe.model, "float16"), FP32
-    )
+    half = build_trainer(recipe, exact.args, data, tokenizer, load_base_model(recipe.model, "float16"))
     assert {p.dtype for p in half.model.parameters() if not p.requires_grad} == {torch.float16}
     losses, updates = [], []
     for trainer, dtype in ((exact, None), (half, torch.float16)):

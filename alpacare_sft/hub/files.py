@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft.data.files import EMBEDDED_FILES
 from alpacare_sft.data.hub import hub_datasets
 from alpacare_sft.errors import RunError
+from alpacare_sft.model.adapter import has_effect
 from alpacare_sft.recipe.document import dump_yaml
 from alpacare_sft.recipe.resolved import recipe_document
 from alpacare_sft.reporting.card import format_card
@@ -168,7 +169,7 @@ def check_weights(path: Path) -> None:
             raise RunError(f"{path} holds {name}, which is not a LoRA weight. Publish an adapter of LoRA weights only.")
         if not bool(torch.isfinite(value).all()):
             raise RunError(f"{path}: {name} holds values that are not finite. Train again with a lower learning rate.")
-    if not any(bool(value.any()) for name, value in weights.items() if "lora_B" in name):
+    if not any(bool(value.any()) for name, value in weights.items() if has_effect(name)):
         raise RunError(f"{path} learnt nothing: every lora_B is zero. Check train.learning_rate and train again.")
 
 

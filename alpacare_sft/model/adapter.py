@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft.data.equality import is_same_model
 from alpacare_sft.errors import ModelError, RunError, first_line
 from alpacare_sft.model.base import told_by_cause
-from alpacare_sft.run.directory import WEIGHTS, new_directory
+from alpacare_sft.run.directory import WEIGHTS, RunDirectory, new_directory
+from alpacare_sft.training.checkpoints import STATE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,31 +53,71 @@ def check_adapter(model: nn.Module) -> dict[str, int]:
     return {"trainable": trainable, "total": total}
 
 
-def save_adapter(trainer: AnswerSFTTrainer, target: Path, identity: Mapping[str, str | None]) -> None:
-    """Write the adapter at once, load it back and make sure that it is the one in memory, and alive.
+def has_effect(name: str) -> bool:
+    """Whether a LoRA weight changes the model's output by itself; the first matrix of a product does not."""
+    return "lora_A" not in name and "lora_embedding_A" not in name
+
+
+def trainable_digests(model: nn.Module) -> dict[str, str]:
+    """Name → hash of each float32 parameter that is trained, to tell later which have changed."""
+    return {
+        name: hashlib.sha256(parameter.detach().cpu().numpy().tobytes()).hexdigest()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def save_adapter(
+    trainer: AnswerSFTTrainer, run: RunDirectory, identity: Mapping[str, str | None], untrained: Mapping[str, str]
+) -> None:
+    """Write the adapter beside its place, load it back, and put it there if it is whole and has learnt something.
+
+    The trainer's state is written with it: whatever fails from here on, a rerun goes on from these weights.
+
+    Args:
+        trainer: after its training.
+        run: where to.
+        identity: name and revision of the base, for the adapter's config.
+        untrained: `trainable_digests` of the model before it was trained.
 
     Raises:
-        RunError: if what was written differs, or learnt nothing.
+        RunError: if what was written differs, or learnt nothing; the weights stay where they were written.
     """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.revision = identity["name"], identity["revision"]
+    with new_directory(run.unchecked_adapter) as folder:
+        model.save_pretrained(folder, save_embedding_layers=False)
+        trainer.processing_class.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # upstream's empty card
+        trainer.state.save_to_json(str(folder / STATE))
+    fault = _difference_on_disk(model, run.unchecked_adapter / WEIGHTS)
+    if trainer.state.global_step > 0 and not _learnt(model, untrained):
+        fault = fault or "the adapter learnt nothing: no weight that has an effect changed. Check train.learning_rate."
+    if fault:
+        raise RunError(f"{fault} What was trained is kept in {run.unchecked_adapter}.")
+    shutil.rmtree(run.adapter, ignore_errors=True)
+    run.unchecked_adapter.rename(run.adapter)
+
+
+def _difference_on_disk(model: Any, path: Path) -> str | None:
     import torch
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
 
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    config = model.peft_config["default"]
-    config.base_model_name_or_path, config.revision = identity["name"], identity["revision"]
-    with new_directory(target) as folder:
-        model.save_pretrained(folder, save_embedding_layers=False)
-        trainer.processing_class.save_pretrained(folder)
-        (folder / "README.md").unlink(missing_ok=True)  # upstream's empty card
-        written = load_file(folder / WEIGHTS)
-        memory = get_peft_model_state_dict(model, save_embedding_layers=False)
-        same = [name for name, value in written.items() if name in memory and torch.equal(value, memory[name].cpu())]
-        if not len(same) == len(written) == len(memory):
-            raise RunError(f"{len(memory) - len(same)} tensors of the adapter differ on disk. Check the disk.")
-        alive = [name for name, value in written.items() if "lora_B" in name and bool(value.abs().max() > 0)]
-        if not alive and trainer.state.global_step > 0:
-            raise RunError("the adapter learnt nothing: every lora_B is zero. Check train.learning_rate.")
+    written, memory = load_file(path), get_peft_model_state_dict(model, save_embedding_layers=False)
+    differ = [name for name in {*written, *memory} if name not in written or name not in memory]
+    differ += [name for name in {*written} & {*memory} if not torch.equal(written[name], memory[name].cpu())]
+    return (
+        f"{len(differ)} tensors of the adapter differ on disk, such as {min(differ)}. Check the disk."
+        if differ
+        else None
+    )
+
+
+def _learnt(model: nn.Module, untrained: Mapping[str, str]) -> bool:
+    now = trainable_digests(model)
+    return any(has_effect(name) and digest != untrained[name] for name, digest in now.items())
 
 
 def adapter_sha256(folder: Path) -> str:

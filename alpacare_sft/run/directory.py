@@ -18,7 +18,9 @@ from typing import Any
 
 from alpacare_sft.errors import RunError
 
-_SCRATCH = re.compile(r"\.(adapter|data|eval|\.?[a-z_]+\.(json|jsonl|yaml|html|csv))\.([a-z0-9_]{8}|old)")
+_SCRATCH = re.compile(
+    r"\.(adapter|adapter-unchecked|data|eval|\.?[a-z_]+\.(json|jsonl|yaml|html|csv))\.([a-z0-9_]{8}|old)"
+)
 WEIGHTS = "adapter_model.safetensors"  # as PEFT names an adapter's
 LOCK_REMEDY = "Wait for it, stop it, or choose another output_dir"
 
@@ -110,6 +112,11 @@ class RunDirectory:
         return self.path / "adapter"
 
     @property
+    def unchecked_adapter(self) -> Path:
+        """What a training ended with, until it is checked."""
+        return self.path / "adapter-unchecked"
+
+    @property
     def training_report(self) -> Path:
         """Curves of loss and learning rate."""
         return self.path / "training.html"
@@ -120,7 +127,8 @@ class RunDirectory:
 
     def holds_work(self) -> bool:
         """Whether there is something that beginning anew would lose: a checkpoint or an adapter."""
-        return self.has_adapter() or bool(list(self.checkpoints.glob("checkpoint-*")))
+        weights = self.has_adapter() or (self.unchecked_adapter / WEIGHTS).exists()
+        return weights or bool(list(self.checkpoints.glob("checkpoint-*")))
 
     def read_record(self) -> dict[str, Any]:
         """The record, or an empty one if the run has none yet.
@@ -146,7 +154,7 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Remove what an earlier run left, and nothing that it did not make, nor what people wrote into sheets."""
-        for path in (self.data, self.checkpoints, self.adapter):
+        for path in (self.data, self.checkpoints, self.adapter, self.unchecked_adapter):
             shutil.rmtree(path, ignore_errors=True)
         for path in (self.path / "eval").glob("*"):
             if path.is_dir():

@@ -15,8 +15,6 @@ from alpacare_sft.run.directory import RunDirectory, write_text
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe.loading import Recipe
-    from alpacare_sft.training.callbacks import Account
-    from alpacare_sft.training.trainer import AnswerSFTTrainer
 
 # What decides a model's losses and answers, and what else decides an adapter or a score.
 MODEL_PACKAGES = ("alpacare_sft", "torch", "transformers", "peft", "accelerate", "tokenizers", "bitsandbytes")
@@ -26,8 +24,8 @@ PACKAGES = (
 
 
 @contextmanager
-def recorded(run: RunDirectory, recipe: Recipe) -> Iterator[None]:
-    """Write the record at the start, and how it ended if that is not `done`."""
+def recorded(run: RunDirectory, recipe: Recipe, **facts: Any) -> Iterator[None]:
+    """Write the record at the start, `facts` in it, and how it ended if that is not `done`."""
     import torch
 
     if runtime.is_main_process():
@@ -44,6 +42,7 @@ def recorded(run: RunDirectory, recipe: Recipe) -> Iterator[None]:
                 "seed": recipe.train["seed"],
                 "error": None,
                 "resolved": {name: values for name, values in recipe.values().items() if name in ADAPTER_SECTIONS},
+                **facts,
             }
         )
     try:
@@ -113,34 +112,3 @@ def _out_of_memory(recipe: Recipe) -> str:
     if recipe.model.quantization is None:
         hints.append("model.quantization nf4")
     return f"the GPU's memory is full. The last checkpoint is kept. Change one of: {'; '.join(hints)}."
-
-
-def effective_batch_size(trainer: AnswerSFTTrainer) -> int:
-    """Rows behind one optimizer step, over all processes."""
-    args = trainer.args
-    return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
-
-
-def summarize_training(trainer: AnswerSFTTrainer, account: Account) -> dict[str, Any]:
-    """The section `train` of a record: steps, speed, memory and losses."""
-    state = trainer.state
-    losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
-    evaluations = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
-    last_evaluation = max(evaluations, default=None)
-    weighted, last = 0.0, 0
-    for step, loss in losses:
-        weighted, last = weighted + loss * (step - last), step
-    tokens = int(state.num_input_tokens_seen)
-    stopped_early = state.global_step < state.max_steps
-    return {
-        "optimizer_steps": state.global_step,
-        "seconds": round(account.elapsed_seconds, 3),
-        "evaluation_seconds": round(account.evaluation_seconds, 3),
-        "tokens_per_second": round(account.tokens_per_second(tokens), 1),
-        "peak_memory_bytes": runtime.peak_memory_bytes(trainer.args.use_cpu),
-        "train_loss": weighted / last if last else None,
-        "eval_loss": evaluations.get(state.best_global_step or last_evaluation),
-        "best_step": state.best_global_step or None,
-        "stopped_early": stopped_early,
-        "effective_batch_size": effective_batch_size(trainer),
-    }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
+from dataclasses import asdict
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -15,20 +15,27 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from alpacare_sft.errors import StoppedError
+from alpacare_sft.runtime import num_processes, peak_memory_bytes
+from alpacare_sft.training.batches import Batch
+
+if TYPE_CHECKING:
+    from alpacare_sft.training.trainer import AnswerSFTTrainer
 
 
 class Account(TrainerCallback, ExportableState):
-    """Seconds and tokens of a run, kept in its checkpoints so that they sum over resumes."""
+    """What a run's checkpoints keep: seconds and tokens, so that they sum over resumes, and rows per step."""
 
     def __init__(self, seconds: float = 0.0, evaluation_seconds: float = 0.0, answer_tokens: int = 0) -> None:
         self.seconds = seconds
         self.evaluation_seconds = evaluation_seconds
         self.answer_tokens = answer_tokens
+        self.batch: dict[str, int] = {}
         self._since: float | None = None
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
+    def on_train_begin(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
         """Start the clock."""
         self._since = time.monotonic()
+        self.batch = asdict(Batch.of(args))  # not as the checkpoint has it
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Stop the clock."""
@@ -56,7 +63,7 @@ class Account(TrainerCallback, ExportableState):
             "evaluation_seconds": self.evaluation_seconds,
             "answer_tokens": self.answer_tokens,
         }
-        return {"args": values, "attributes": {}}
+        return {"args": values, "attributes": {"batch": self.batch}}
 
 
 class StopOnSignal(TrainerCallback):
@@ -95,7 +102,7 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Ask the trainer to save and stop; all processes agree on the step."""
         requested = self.requested
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if num_processes() > 1:
             from accelerate.utils import reduce
 
             requested = bool(reduce(torch.tensor(float(requested), device=args.device), reduction="sum") > 0)
@@ -167,3 +174,27 @@ class Terminal(TrainerCallback):
         each = (time.monotonic() - began) / max(state.global_step - step, 1)
         minutes, seconds = divmod(int(each * (state.max_steps - state.global_step)), 60)
         return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def summarize_training(trainer: AnswerSFTTrainer) -> dict[str, Any]:
+    """The section `train` of a record: steps, speed, memory and losses."""
+    state, account = trainer.state, trainer.account
+    losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
+    evaluations = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
+    last_evaluation = max(evaluations, default=None)
+    weighted, last = 0.0, 0
+    for step, loss in losses:
+        weighted, last = weighted + loss * (step - last), step
+    tokens = int(state.num_input_tokens_seen)
+    return {
+        "optimizer_steps": state.global_step,
+        "seconds": round(account.elapsed_seconds, 3),
+        "evaluation_seconds": round(account.evaluation_seconds, 3),
+        "tokens_per_second": round(account.tokens_per_second(tokens), 1),
+        "peak_memory_bytes": peak_memory_bytes(trainer.args.use_cpu),
+        "train_loss": weighted / last if last else None,
+        "eval_loss": evaluations.get(state.best_global_step or last_evaluation),
+        "best_step": state.best_global_step or None,
+        "stopped_early": state.global_step < state.max_steps,
+        "effective_batch_size": Batch.of(trainer.args).rows,
+    }

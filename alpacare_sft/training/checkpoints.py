@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alpacare_sft.errors import RunError
-from alpacare_sft.run.directory import WEIGHTS, write_json
+from alpacare_sft.run.directory import WEIGHTS, RunDirectory, write_json
 
 # The Trainer writes these in this order, the state last; a kill in between leaves a part of them.
 _ARCHIVES = ("optimizer.pt", "scheduler.pt")
-_STATE = "trainer_state.json"
+STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,13 @@ class Checkpoint:
         written, best = Path(self.state.get("best_model_checkpoint") or ""), self.best()
         if written.name == best.name and written != best:
             self.state["best_model_checkpoint"] = str(best)
-            write_json(self.path / _STATE, self.state)
+            write_json(self.path / STATE, self.state)
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Directories of checkpoints, whole or not, the newest first."""
+    candidates = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
+    return sorted(candidates, key=lambda path: int(path.name.split("-")[-1]), reverse=True)
 
 
 def newest_whole_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
@@ -65,14 +72,28 @@ def newest_whole_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[tuple
         The checkpoint, or None; and the newer ones that were passed over, with the reason.
     """
     passed_over: list[tuple[Path, str]] = []
-    candidates = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
-    for path in sorted(candidates, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+    for path in checkpoint_folders(folder):
         if fault := checkpoint_fault(path):
             passed_over.append((path, fault))
         else:
-            state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+            state = json.loads((path / STATE).read_text(encoding="utf-8"))
             return Checkpoint(path, state), passed_over
     return None, passed_over
+
+
+def saved_batch(state: Mapping[str, Any]) -> dict[str, int]:
+    """How the steps of a checkpoint were made up, as `Account` wrote it; empty if version 0.1 wrote it."""
+    account = state.get("stateful_callbacks", {}).get("Account", {})
+    batch: dict[str, int] = account.get("attributes", {}).get("batch", {})
+    return batch
+
+
+def ended_training(run: RunDirectory) -> Checkpoint | None:
+    """The weights that a training ended with, if what comes after it failed; see `save_adapter`."""
+    for folder in (run.unchecked_adapter, run.adapter):
+        if (folder / STATE).exists():
+            return Checkpoint(folder, json.loads((folder / STATE).read_text(encoding="utf-8")))
+    return None
 
 
 def checkpoint_fault(path: Path) -> str | None:
@@ -80,12 +101,12 @@ def checkpoint_fault(path: Path) -> str | None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
         state["global_step"], state["max_steps"]
     except FileNotFoundError:
-        return f"{_STATE} is missing, it was cut off while being written"
+        return f"{STATE} is missing, it was cut off while being written"
     except (ValueError, KeyError, TypeError):
-        return f"{_STATE} cannot be read"
+        return f"{STATE} cannot be read"
     try:
         with safe_open(path / WEIGHTS, framework="numpy") as file:
             file.keys()
@@ -93,13 +114,9 @@ def checkpoint_fault(path: Path) -> str | None:
         return f"{WEIGHTS} is missing"
     except (SafetensorError, OSError):
         return f"{WEIGHTS} is cut short"
-    rng = sorted(path.glob("rng_state*.pth"))
-    if not rng:
-        return "rng_state.pth is missing"
-    for archive in (*(path / name for name in _ARCHIVES), *rng):
-        if fault := _archive_fault(archive):
-            return fault
-    return None
+    processes = saved_batch(state).get("processes", 1 if (path / "rng_state.pth").exists() else 2)
+    rng = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
+    return next((fault for name in (*_ARCHIVES, *rng) if (fault := _archive_fault(path / name))), None)
 
 
 def _archive_fault(path: Path) -> str | None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import runtime
 from alpacare_sft.data.prepare import PreparedData
 from alpacare_sft.errors import DataError, ModelError, RecipeError
 from alpacare_sft.recipe.resolved import given_values
+from alpacare_sft.recipe.values import plain_value
 from alpacare_sft.run.directory import RunDirectory
+from alpacare_sft.training.batches import share_batch
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -25,13 +29,16 @@ def build_sft_config(recipe: Recipe, run: RunDirectory, precision: runtime.Preci
     """`trl.SFTConfig` of a recipe on this machine.
 
     Raises:
-        RecipeError: if upstream refuses a value.
+        RecipeError: if upstream refuses a value, or the rows of a step do not divide by the processes.
     """
     from trl import SFTConfig
 
+    batch = share_batch(recipe.train)
     ours = {
         "output_dir": str(run.checkpoints),
         "completion_only_loss": True,
+        "per_device_train_batch_size": batch.per_device_train_batch_size,
+        "gradient_accumulation_steps": batch.gradient_accumulation_steps,
         "fp16": precision.fp16,
         "bf16": precision.bf16,
         "disable_tqdm": True,
@@ -66,9 +73,7 @@ def check_trackers(recipe: Recipe) -> None:
             raise RecipeError(f"train.report_to: {name} needs its package. Install it: pip install {package}.")
 
 
-def build_trainer(
-    recipe: Recipe, run: RunDirectory, data: PreparedData, tokenizer: Any, base: Any, precision: runtime.Precision
-) -> AnswerSFTTrainer:
+def build_trainer(recipe: Recipe, config: SFTConfig, data: PreparedData, tokenizer: Any, base: Any) -> AnswerSFTTrainer:
     """The trainer, its adapter in float32 and its labels compared with the mask.
 
     Raises:
@@ -82,21 +87,21 @@ def build_trainer(
     from alpacare_sft.training.callbacks import Account, Terminal
     from alpacare_sft.training.trainer import AnswerSFTTrainer
 
-    config = build_sft_config(recipe, run, precision)
     stopping = recipe.early_stopping
     early = [EarlyStoppingCallback(stopping.patience, stopping.threshold)] if stopping.patience else []
+    rows = {name: split.select_columns(["input_ids", "completion_mask"]) for name, split in data.splits.items()}
     try:
-        trainer = AnswerSFTTrainer(
-            model=base,
-            args=config,
-            train_dataset=data.splits["train"].select_columns(["input_ids", "completion_mask"]),
-            eval_dataset=data.splits["validation"].select_columns(["input_ids", "completion_mask"])
-            if recipe.evaluates_during_training
-            else None,
-            processing_class=tokenizer,
-            peft_config=LoraConfig(task_type="CAUSAL_LM", **given_values(recipe, "lora")),
-            callbacks=[Account(), *early],
-        )
+        with warnings.catch_warnings():  # what merging such an adapter changes is measured by `merge_adapter`
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+            trainer = AnswerSFTTrainer(
+                model=base,
+                args=config,
+                train_dataset=rows["train"],
+                eval_dataset=rows["validation"] if recipe.evaluates_during_training else None,
+                processing_class=tokenizer,
+                peft_config=LoraConfig(task_type="CAUSAL_LM", **plain_value(given_values(recipe, "lora"))),
+                callbacks=[Account(), *early],
+            )
     except (ValueError, ImportError) as error:
         message = " ".join(str(error).split())
         if "arget modules" in message or "target_modules" in message:
@@ -109,6 +114,8 @@ def build_trainer(
     for parameter in trainer.model.parameters():  # TRL casts adapters on a quantized base to bfloat16 (trl#4901)
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
+    # PEFT 0.21 would put the base's embeddings into each checkpoint where LoRA targets them.
+    trainer.model.save_pretrained = partial(trainer.model.save_pretrained, save_embedding_layers=False)
     check_labels(trainer, data)
     return trainer
 

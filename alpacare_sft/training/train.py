@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import runtime
-from alpacare_sft.data.prepare import prepare_data
+from alpacare_sft.data.prepare import PreparedData, prepare_data
 from alpacare_sft.data.saving import refuse_other_data, save_data
 from alpacare_sft.errors import RunError, StoppedError
 from alpacare_sft.evaluation.generation import end_token_ids
-from alpacare_sft.model.adapter import check_adapter, save_adapter
+from alpacare_sft.model.adapter import check_adapter, save_adapter, trainable_digests
 from alpacare_sft.model.base import base_identity, check_context, check_weights, load_base_model, load_tokenizer
 from alpacare_sft.model.prompt import PromptEncoder
 from alpacare_sft.recipe.resolved import refuse_removed_keys, settle
 from alpacare_sft.reporting.card import save_card
 from alpacare_sft.reporting.pages import save_training_report
 from alpacare_sft.run.directory import WEIGHTS, RunDirectory, check_free_disk
-from alpacare_sft.run.record import effective_batch_size, recorded, summarize_training
+from alpacare_sft.run.record import recorded
 from alpacare_sft.run.trained import continue_run
 from alpacare_sft.runtime import is_main_process, prepared_process, say
-from alpacare_sft.training.checkpoints import Checkpoint, newest_whole_checkpoint
+from alpacare_sft.training.batches import Batch, describe_batch, refuse_other_batch
+from alpacare_sft.training.checkpoints import STATE, Checkpoint, ended_training, newest_whole_checkpoint, saved_batch
 from alpacare_sft.training.config import build_sft_config, build_trainer, check_trackers
 from alpacare_sft.training.upstream import check_config, check_launcher
 
 if TYPE_CHECKING:
+    from trl import SFTConfig
+
     from alpacare_sft.recipe.loading import Recipe
     from alpacare_sft.training.callbacks import StopOnSignal
     from alpacare_sft.training.trainer import AnswerSFTTrainer
@@ -63,11 +67,13 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
     run = RunDirectory(recipe.output_dir)
     if run.holds_work() and not overwrite:
         recipe = continue_run(run, recipe)
+        refuse_other_batch(run, recipe.train)
     else:
         refuse_removed_keys(recipe)
     precision = runtime.resolve_precision(recipe.train)
     check_trackers(recipe)
-    check_config(build_sft_config(recipe, run, precision))  # what upstream refuses is told before anything is written
+    config = build_sft_config(recipe, run, precision)
+    check_config(config)  # what upstream refuses is told before anything is written
     with run.lock() if is_main_process() else nullcontext(), StopOnSignal() as stop:
         with _main_process_first():
             if overwrite and is_main_process():
@@ -77,83 +83,91 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
             say(f"{run.path} holds this run, done: nothing to do. --overwrite runs it anew.")
             return record
         if run.holds_work() and recipe.resume == "never":
-            raise RunError(
-                f"output_dir: {run.path} holds an unfinished run and resume is never. "
-                "Add --resume auto to go on, or --overwrite to begin anew."
-            )
+            fault = "holds an unfinished run and resume is never"
+            raise RunError(f"output_dir: {run.path} {fault}. Add --resume auto to go on, or --overwrite to begin anew.")
         for note in recipe.notes:
             say(note)
         device = runtime.describe_hardware(recipe.train["use_cpu"])["device"]
         say(f"{precision.name} on {device}, {threads} threads, output in {run.path}")
-        with recorded(run, recipe):
-            return _run(recipe, run, stop, precision)
+        with recorded(run, recipe, batch=dataclasses.asdict(Batch.of(config))):
+            return _run(recipe, run, config, stop)
 
 
-def _run(recipe: Recipe, run: RunDirectory, stop: StopOnSignal, precision: runtime.Precision) -> dict[str, Any]:
-    seconds: dict[str, float] = dict(run.read_record().get("seconds", {}))
-    clock = time.monotonic()
+def _run(recipe: Recipe, run: RunDirectory, config: SFTConfig, stop: StopOnSignal) -> dict[str, Any]:
+    from alpacare_sft.training.callbacks import summarize_training
 
-    def spent(stage: str) -> None:
-        nonlocal clock
-        now = time.monotonic()
-        seconds[stage] = seconds.get(stage, 0.0) + now - clock
-        clock = now
-
+    clock = _StageClock(run.read_record().get("seconds", {}))
     tokenizer = load_tokenizer(recipe.model)
     check_context(recipe.model, recipe.train["max_length"])
     check_weights(recipe.model)  # before the work on the rows
-    with _main_process_first():
-        data = prepare_data(recipe, tokenizer)
-    if is_main_process():
-        refuse_other_data(run, data)
-        save_data(run, data, tokenizer)
-        run.update_record(
-            {"data_sha256": data.sha256, "data_commit": data.report["commit"], "rows": data.report["rows"]}
-        )
-    rows = data.report["rows"]
-    say(
-        f"rows: {rows['train']:,} train, {rows['validation']:,} validation, {rows['test']:,} test of {rows['loaded']:,}"
-    )
-    for note in data.report["unused_sources"]:
-        say(note)
-    spent("data")
-    base = load_base_model(recipe.model, precision.dtype)
+    data = _prepare_rows(recipe, run, tokenizer)
+    clock.end("data")
+    base = load_base_model(recipe.model, runtime.resolve_precision(recipe.train).dtype)
     identity = base_identity(recipe.model, base)
-    spent("model")
-    trainer = build_trainer(recipe, run, data, tokenizer, base, precision)
+    clock.end("model")
+    trainer = build_trainer(recipe, config, data, tokenizer, base)
     trainer.add_callback(stop)
-    parameters = check_adapter(trainer.model)
+    parameters, untrained = check_adapter(trainer.model), trainable_digests(trainer.model)
     say(f"LoRA: {parameters['trainable']:,} of {parameters['total']:,} parameters are trained")
-    say(f"each step learns {effective_batch_size(trainer)} rows, over {trainer.args.world_size} process(es)")
+    say(describe_batch(Batch.of(config)))
     check_free_disk(run.path, _disk_need_bytes(recipe, parameters["trainable"]))
     _train_or_resume(trainer, recipe, run)
-    account = trainer.account
     if stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise StoppedError(
             f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, a checkpoint is in "
             f"{run.checkpoints}. Run it again to go on."
         )
-    seconds["train"] = account.elapsed_seconds
-    clock = time.monotonic()
+    if not is_main_process():
+        return {}
+    clock.end("train", trainer.account.elapsed_seconds)
+    save_adapter(trainer, run, identity, untrained)
+    clock.end("save")
+    record = run.update_record(
+        {
+            "base_model": identity,
+            "end_token_ids": end_token_ids(base, tokenizer, PromptEncoder(tokenizer, recipe.prompt).end_token_id()),
+            "parameters": parameters,
+            "tokens": {"trained": trainer.state.num_input_tokens_seen, "answer": trainer.account.answer_tokens},
+            "train": summarize_training(trainer),
+            "seconds": {stage: round(value, 3) for stage, value in clock.seconds.items()},
+        }
+    )
+    save_card(run, recipe)
+    save_training_report(run.training_report, record, trainer.state.log_history)
+    record = run.update_record({"status": "done"})
+    (run.adapter / STATE).unlink()
+    say(_farewell(run, record))
+    return record
+
+
+class _StageClock:
+    """Seconds of each stage, summed over resumes."""
+
+    def __init__(self, seconds: Mapping[str, float]) -> None:
+        self.seconds = dict(seconds)
+        self.since = time.monotonic()
+
+    def end(self, stage: str, total: float | None = None) -> None:
+        """A stage ends here; `total` is its sum where something else has kept it."""
+        now = time.monotonic()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.since if total is None else total
+        self.since = now
+
+
+def _prepare_rows(recipe: Recipe, run: RunDirectory, tokenizer: Any) -> PreparedData:
+    with _main_process_first():
+        data = prepare_data(recipe, tokenizer)
+    rows = data.report["rows"]
     if is_main_process():
-        save_adapter(trainer, run.adapter, identity)
-        spent("save")
-        record = run.update_record(
-            {
-                "base_model": identity,
-                "end_token_ids": end_token_ids(base, tokenizer, PromptEncoder(tokenizer, recipe.prompt).end_token_id()),
-                "parameters": parameters,
-                "tokens": {"trained": int(trainer.state.num_input_tokens_seen), "answer": account.answer_tokens},
-                "train": summarize_training(trainer, account),
-                "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-            }
-        )
-        save_card(run, recipe)
-        save_training_report(run.training_report, record, trainer.state.log_history)
-        record = run.update_record({"status": "done"})
-        say(_farewell(run, record))
-        return record
-    return {}
+        refuse_other_data(run, data)
+        save_data(run, data, tokenizer)
+        run.update_record({"data_sha256": data.sha256, "data_commit": data.report["commit"], "rows": rows})
+    say(
+        f"rows: {rows['train']:,} train, {rows['validation']:,} validation, {rows['test']:,} test of {rows['loaded']:,}"
+    )
+    for note in data.report["unused_sources"]:
+        say(note)
+    return data
 
 
 def _settle_precision(recipe: Recipe) -> Recipe:
@@ -165,7 +179,7 @@ def _settle_precision(recipe: Recipe) -> Recipe:
 @contextmanager
 def _main_process_first() -> Iterator[None]:
     """The first process fills the cache of `datasets`, the others read it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if runtime.num_processes() == 1:
         yield
         return
     from accelerate import PartialState
@@ -181,6 +195,9 @@ def _disk_need_bytes(recipe: Recipe, trainable: int) -> int:
 
 
 def _train_or_resume(trainer: AnswerSFTTrainer, recipe: Recipe, run: RunDirectory) -> None:
+    if ended := ended_training(run):
+        _restore_ended(trainer, ended, ended.path)
+        return
     checkpoint, passed_over = newest_whole_checkpoint(run.checkpoints)
     for path, fault in passed_over:
         say(f"{path.name} is passed over: {fault}.")
@@ -189,25 +206,31 @@ def _train_or_resume(trainer: AnswerSFTTrainer, recipe: Recipe, run: RunDirector
     if checkpoint is None:
         trainer.train()
     elif checkpoint.is_complete(recipe.early_stopping.patience):
-        say(f"training had ended at step {checkpoint.step}; what was left is to save the adapter.")
-        _restore_ended(trainer, checkpoint)
+        best = checkpoint.best() if trainer.args.load_best_model_at_end else checkpoint.path
+        _restore_ended(trainer, checkpoint, best)
     else:
         if is_main_process() and trainer.args.load_best_model_at_end:
             checkpoint.adopt()
         say(f"going on from step {checkpoint.step} of {checkpoint.state['max_steps']}.")
+        written, now = saved_batch(checkpoint.state), Batch.of(trainer.args)
+        if written and Batch(**written) != now:
+            say(
+                f"the checkpoint was written with {Batch(**written)}, now it is {now}: rows and schedule stay, "
+                "the draws of dropout differ."
+            )
         trainer.train(resume_from_checkpoint=str(checkpoint.path))
 
 
-def _restore_ended(trainer: AnswerSFTTrainer, checkpoint: Checkpoint) -> None:
+def _restore_ended(trainer: AnswerSFTTrainer, ended: Checkpoint, weights: Path) -> None:
     """Put a trainer where it was when its loop had ended, without taking a step."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
     from transformers import TrainerState
 
-    trainer.state = TrainerState.load_from_json(str(checkpoint.path / "trainer_state.json"))
+    say(f"training had ended at step {ended.step}; what was left is to save the adapter.")
+    trainer.state = TrainerState.load_from_json(str(ended.path / STATE))
     trainer._load_callback_state()
-    source = checkpoint.best() if trainer.args.load_best_model_at_end else checkpoint.path
-    set_peft_model_state_dict(trainer.model, load_file(source / WEIGHTS))
+    set_peft_model_state_dict(trainer.model, load_file(weights / WEIGHTS))
 
 
 def _farewell(run: RunDirectory, record: Mapping[str, Any]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.utils.data import Sampler
 from trl import SFTTrainer
 
 from alpacare_sft.errors import RunError
@@ -81,6 +83,37 @@ def answer_loss(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tens
     return found
 
 
+class RowOrder(Sampler[int]):
+    """Another sampler's order, the same in each process and after a resume; the last step filled up.
+
+    accelerate 1.15 fills the last batches of several processes with rows from the beginning, which would be
+    learnt twice (`BatchSamplerShard`; without `even_batches` the processes wait for each other for ever).
+
+    Args:
+        inner: the order of an epoch; where it draws without a seed of its own, it is given one.
+        seed: of the first epoch.
+        filler: index of a row without labels, read `num_fill` times at the end.
+    """
+
+    def __init__(self, inner: Any, seed: int, filler: int, num_fill: int) -> None:
+        self.inner, self.seed, self.filler, self.num_fill, self.epoch = inner, seed, filler, num_fill, 0
+
+    def __len__(self) -> int:
+        return len(self.inner) + self.num_fill
+
+    def __iter__(self) -> Iterator[int]:
+        if hasattr(self.inner, "generator"):
+            self.inner.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        yield from self.inner
+        yield from [self.filler] * self.num_fill
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's loader."""
+        self.epoch = epoch
+        if hasattr(self.inner, "set_epoch"):
+            self.inner.set_epoch(epoch)
+
+
 def upstream_is_compact(device: torch.device) -> bool:
     """Whether TRL's fused head scores the learnt positions alone there (`trl.trainer.utils`, 1.16)."""
     return device.type in ("cuda", "xpu") and importlib.util.find_spec("triton") is not None
@@ -106,6 +139,38 @@ class AnswerSFTTrainer(SFTTrainer):
         samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.account.answer_tokens += int(num_items or 0)
         return samples, num_items
+
+    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
+        """Batches of a data set; those of training in the order and with the filling of `RowOrder`."""
+        if not kwargs.get("is_training"):
+            return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+        num_rows, draw = len(dataset), kwargs.pop("sampler_fn")
+        sampler = draw(dataset)
+        num_fill = -num_rows % (batch_size * self.args.world_size) if self.args.world_size > 1 else 0
+        if num_fill:
+            filler = {"input_ids": self._tokenizer.pad_token_id, "labels": IGNORED, "seq_lengths": 1}
+            dataset = dataset.add_item({name: [filler.get(name, 0)] for name in dataset.column_names})
+        loader = super()._get_dataloader(dataset, description, batch_size, lambda _: sampler, *args, **kwargs)
+        shard = loader.batch_sampler
+        batches = getattr(shard, "batch_sampler", shard)  # several processes: a part of the batches each
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        loader.set_sampler(RowOrder(batches.sampler, seed, num_rows, num_fill))
+        return loader
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """Count the tokens of rows that have a label: all but those that fill up."""
+        if "attention_mask" in inputs:
+            labelled = (inputs["labels"] != IGNORED).any(1, keepdim=True)
+            inputs = {**inputs, "attention_mask": inputs["attention_mask"] * labelled}
+        super()._track_num_input_tokens(inputs)
+
+    def prediction_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Evaluate one batch; rows that accelerate fills the last one with have no say in its mean."""
+        state = self.accelerator.gradient_state
+        if self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0:
+            num_before = self.args.process_index * len(inputs["labels"])
+            inputs["labels"][max(0, state.remainder - num_before) :] = IGNORED
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def compute_loss(
         self,
@@ -140,17 +205,20 @@ class AnswerSFTTrainer(SFTTrainer):
         labels = inputs["labels"]
         mask = answer_mask(labels)
         targets = labels[:, 1:][mask[:, :-1]]  # (N,)
-        if targets.numel() == 0:
+        if targets.numel() == 0 and self.args.world_size == 1:
             raise RunError("a batch holds no token to learn. Rows without an answer should have been dropped.")
         given = {key: value for key, value in inputs.items() if key != "labels"}
         total, hits = answer_loss(answer_logits(model, given, mask).float(), targets)
-        loss: torch.Tensor = total / (targets.numel() if num_items_in_batch is None else num_items_in_batch)
+        num_tokens = targets.numel() if num_items_in_batch is None else num_items_in_batch
+        loss: torch.Tensor = total / torch.as_tensor(num_tokens).clamp(
+            min=1
+        )  # as upstream: rows that fill up have none
         # As upstream: the count spans all processes, and DDP averages their gradients.
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         correct = torch.stack([hits, torch.tensor(targets.numel(), device=hits.device)])
         hits, count = self.accelerator.gather_for_metrics(correct[None]).sum(0).tolist()
-        self._metrics[mode]["mean_token_accuracy"].append(hits / count)
+        self._metrics[mode]["mean_token_accuracy"].append(hits / max(count, 1))
         return loss
 
     def _not_finite(self, loss: float, inputs: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ _SPLIT_WEIGHTS = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context or sequence parallelism",
 }
+_LOADER = {"split_batches": False, "dispatch_batches": False, "even_batches": True, "use_seedable_sampler": True}
 _NEED_THE_MODEL = ("galore", "apollo", "lomo", "adalomo")
 
 
@@ -48,6 +49,7 @@ def check_config(config: SFTConfig) -> None:
     """
     _check_schedule(config)
     _check_optimizer(config)
+    _check_loader(config)
     if config.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
         raise RecipeError(
             "train.use_liger_kernel needs its package, and a GPU. Install it: pip install liger-kernel. "
@@ -86,6 +88,22 @@ def _check_optimizer(config: SFTConfig) -> None:
             return
         options = f" with train.optim_args {config.optim_args!r}" if config.optim_args else ""
         raise RecipeError(f"train.optim: {name}{options} cannot be used here: {_one_line(error)}.") from error
+
+
+def _check_loader(config: SFTConfig) -> None:
+    """Keep accelerate from another order or another number of rows per step than a resume goes on with."""
+    if config.train_sampling_strategy == "batch_rebalance":
+        raise RecipeError(
+            "train.train_sampling_strategy must not be batch_rebalance: with it transformers 5.23 repeats rows in the "
+            "last step, and a resumed epoch reads other rows than it began with. Use group_by_length."
+        )
+    given = config.accelerator_config.to_dict()
+    for key, needed in _LOADER.items():
+        if given[key] not in (needed, None):
+            raise RecipeError(
+                f"train.accelerator_config.{key} must be {str(needed).lower()}, got {str(given[key]).lower()}: else "
+                "rows would be read twice or not at all. Leave it out."
+            )
 
 
 def _check_compilation(config: SFTConfig) -> None:

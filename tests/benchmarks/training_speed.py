@@ -94,7 +94,7 @@ def run_side(options: argparse.Namespace) -> None:
     base = load_base_model(recipe.model, precision.dtype)
     run = RunDirectory(recipe.output_dir)
     if options.side == "ours":
-        trainer = build_trainer(recipe, run, data, tokenizer, base, precision)
+        trainer = build_trainer(recipe, build_sft_config(recipe, run, precision), data, tokenizer, base)
     else:
         trainer = plain_trainer(build_sft_config(recipe, run, precision), data, tokenizer, base, recipe.lora)
     clock = Clock()
