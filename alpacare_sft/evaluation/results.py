@@ -73,7 +73,7 @@ def list_predictions(
     """What `predictions.jsonl` holds: a line a row, with the notice in `display` alone."""
     lines = []
     for place, row in enumerate(asked.rows):
-        prompt = {"instruction": row["instruction"], "input": row["input"]}
+        prompt = {key: row[key] for key in ("system", "instruction", "input") if row.get(key) is not None}
         line: dict[str, Any] = {"id": row["id"], "prompt": prompt, "reference": row["output"]}
         answers = {who: sheet.answers[place] for who, sheet in sheets.items() if questions.wants_answers}
         for who, answer in answers.items():

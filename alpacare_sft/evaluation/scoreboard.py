@@ -44,7 +44,7 @@ def show_evaluation(found: Evaluation) -> None:
 
 def _side_by_side(line: Mapping[str, Any]) -> Table:
     prompt = line["prompt"]
-    question = prompt["instruction"] + (f"\n{prompt['input']}" if prompt["input"] else "")
+    question = "\n".join(text for text in (prompt.get("system"), prompt["instruction"], prompt["input"]) if text)
     table = Table(title=f"row {line['id']}: {escape(question)}", title_justify="left", show_lines=True, expand=True)
     answered = [who for who in SIDES if who in line]
     for name in ("reference", *answered):

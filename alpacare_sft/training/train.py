@@ -137,10 +137,12 @@ def _run(recipe: Recipe, run: RunDirectory, stop: StopOnSignal, precision: runti
     if is_main_process():
         save_adapter(trainer, run.adapter, identity)
         spent("save")
+        encoder = PromptEncoder(tokenizer, recipe.prompt)
         record = run.update_record(
             {
                 "base_model": identity,
-                "end_token_ids": end_token_ids(base, tokenizer, PromptEncoder(tokenizer, recipe.prompt).end_token_id()),
+                "end_token_ids": end_token_ids(base, tokenizer, encoder.end_token_id()),
+                "default_system": encoder.default_system(),
                 "parameters": parameters,
                 "tokens": {"trained": int(trainer.state.num_input_tokens_seen), "answer": account.answer_tokens},
                 "train": summarize_training(trainer, account),
