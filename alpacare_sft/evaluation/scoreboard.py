@@ -74,6 +74,7 @@ def _score_table(scores: Mapping[str, Any]) -> Table:
         if "difference" in sides:
             cells += [_format_p_value(part["difference"]["p_value"]), _in_a_word(part)]
         table.add_row(f"{name}{rows}", *(escape(cell) for cell in cells), style="bold" if part["main"] else None)
+    table.caption, table.caption_justify = (scores.get("rouge") or {}).get("note"), "left"
     return table
 
 
@@ -87,6 +88,8 @@ def _format_p_value(value: float | None) -> str:
 
 def _in_a_word(part: Mapping[str, Any]) -> str:
     """Whether the adapter is better or worse, higher or lower where neither is better, unclear if nothing was shown."""
+    if "unseen" in part:
+        return "none"
     if part["side"] is None or part["better"] is None:
         return part["side"] or "unclear"
     return "better" if part["side"] == part["better"] else "worse"

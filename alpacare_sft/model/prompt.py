@@ -139,7 +139,7 @@ class PromptEncoder:
         tokenizer = copy.copy(self.tokenizer)  # what is set here would be saved with an adapter
         tokenizer.chat_control_tokens = tokenizer.convert_ids_to_tokens(sorted(self._controls))
         try:
-            return self._render(messages, tokenizer, chat_template=template, sanitize_control_tokens=True)
+            return list(self._render(messages, tokenizer, chat_template=template, sanitize_control_tokens=True))
         except ValueError as error:  # the vocabulary itself holds the token, outside the added ones
             raise ModelError(f"model.model_name_or_path: {error}. Take that text out of the rows.") from error
 
