@@ -78,7 +78,7 @@ def _lost_share(texts: Sequence[str]) -> float:
     """Share of the letters, marks and digits that the default tokenizer of `rouge_score` drops."""
     letters = sum(unicodedata.category(character)[0] in "LMN" for text in texts for character in text)
     retained = sum(len(re.findall("[a-z0-9]", text.lower())) for text in texts)
-    return max(0.0, 1 - retained / letters) if letters else 0.0
+    return max(0, letters - retained) / letters if letters else 0.0
 
 
 def describe_rouge(references: Sequence[str], answers: Mapping[str, Sequence[str]]) -> dict[str, Any]:
