@@ -6,6 +6,8 @@ import base64
 import copy
 import datetime
 import importlib.util
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from alpacare_sft.data.report import encoded_segments
 from alpacare_sft.errors import ModelError
 from alpacare_sft.model.prompt import PromptEncoder, check_encoder, format_sections
 from alpacare_sft.recipe.sections import PromptSection
+from alpacare_sft.reporting.terminal import show_data
 
 BOS, EOS = 0, 1
 ROWS = [
@@ -375,3 +378,31 @@ def test_a_system_prompt_that_the_template_leaves_out_is_refused(tokenizer: Any)
     silent = changed(tokenizer, chat_template="{{ messages[1]['content'] }}{{ (messages[2:] | first).content }}")
     with pytest.raises(ModelError, match=r"prompt.system: the model's chat template does not write it"):
         check_encoder(encoder(silent, format="chat", system="Be kind."))
+
+
+@pytest.mark.parametrize(
+    ("template", "system", "told"),
+    [
+        (WITH_DEFAULT, None, "writes a system prompt of its own; prompt.system replaces it: "),
+        (STUBBORN, "", "ignores an empty prompt.system and writes its own"),
+    ],
+)
+def test_data_shows_the_default_system_prompt_and_the_report_holds_it(
+    make_recipe: Any,
+    document: dict[str, Any],
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: Any,
+    template: str,
+    system: str | None,
+    told: str,
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    document |= {"prompt": {"format": "chat", "system": system}, "model": {"model_name_or_path": str(folder)}}
+    show_data(make_recipe(), 0)
+    shown = " ".join(capsys.readouterr().out.split())
+    report = json.loads((tmp_path / "run" / "data" / "report.json").read_text(encoding="utf-8"))
+    assert told in shown and DEFAULT in shown
+    assert report["prompt"]["default_system"] == DEFAULT
+    assert DEFAULT in (tmp_path / "run" / "data" / "report.html").read_text(encoding="utf-8")
