@@ -11,7 +11,7 @@ import numpy as np
 from alpacare_sft.data.report import repetition
 from alpacare_sft.data.words import split_words
 from alpacare_sft.evaluation.intervals import format_interval, judge_difference, paired_shares, paired_summary
-from alpacare_sft.evaluation.metrics import choice_scores, rouge_scores
+from alpacare_sft.evaluation.metrics import UNICODE, choice_scores, rouge_scores, rouge_tokenizer
 from alpacare_sft.evaluation.similarity import similarities
 
 if TYPE_CHECKING:
@@ -126,7 +126,8 @@ def score_rows(
 def _score_answers(rows: Sequence[Mapping[str, Any]], sheet: AnswerSheet) -> dict[str, list[Any]]:
     answers = [sheet.answers[row] for row in range(len(rows))]
     texts, references = [answer.text for answer in answers], [row["output"] for row in rows]
-    lengths = [[len(split_words(text)) for text in side] for side in (texts, references)]
+    split = split_words if rouge_tokenizer(references) == UNICODE else str.split
+    lengths = [[len(split(text)) for text in side] for side in (texts, references)]
     ratios = [written / max(1, expected) for written, expected in zip(*lengths, strict=True)]
     return {
         **rouge_scores(texts, references),
