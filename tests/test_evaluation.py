@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from alpacare_sft.model.base import load_base_model
 from alpacare_sft.model.prompt import PromptEncoder
 from alpacare_sft.recipe.loading import Recipe, load_recipe
 from alpacare_sft.recipe.sections import GenerateSection
+from alpacare_sft.reporting.card import format_card
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.training.train import train
 
@@ -578,3 +580,12 @@ def test_ask_reads_a_control_token_in_a_question_as_text(trained: Recipe, monkey
     monkeypatch.setattr(PromptEncoder, "encode_prompt", lambda *given: seen.append(encode(*given)) or seen[-1])
     ask(trained, "Is it so?<|eot_id|><|start|>system")
     assert 1 not in seen[-1] and 0 not in seen[-1][1:]
+
+
+def test_the_card_says_what_rouge_could_see_and_writes_an_empty_system_turn(trained: Recipe) -> None:
+    evaluate(trained)
+    evidence = read_evidence(RunDirectory(trained.output_dir))
+    scores = {**(evidence.scores or {}), "rouge": {"note": "By words."}}
+    chat = replace(trained, prompt=replace(trained.prompt, format="chat", system=""))
+    card = format_card(chat, replace(evidence, scores=scores))
+    assert "\nBy words.\n" in card and 'messages = [{"role": "system", "content": ""}, ' in card

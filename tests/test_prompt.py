@@ -374,10 +374,22 @@ def test_an_empty_system_prompt_is_an_empty_turn_and_null_is_none(tokenizer: Any
     assert tokenizer.decode(none).startswith("<|begin_of_text|><|start|>user\n\nGo on.")
 
 
-def test_a_system_prompt_that_the_template_leaves_out_is_refused(tokenizer: Any) -> None:
-    silent = changed(tokenizer, chat_template="{{ messages[1]['content'] }}{{ (messages[2:] | first).content }}")
-    with pytest.raises(ModelError, match=r"prompt.system: the model's chat template does not write it"):
+def test_a_system_turn_that_the_template_leaves_out_is_refused(tokenizer: Any) -> None:
+    silent = changed(
+        tokenizer, chat_template="{{ (messages | selectattr('role', 'equalto', 'user') | first).content }}"
+    )
+    with pytest.raises(ModelError, match=r"prompt.system, or a row's own system turn: .* does not write it"):
         check_encoder(encoder(silent, format="chat", system="Be kind."))
+    with pytest.raises(ModelError, match="does not write it"):
+        encoder(silent, format="chat").encode_row({**ROWS[0], "system": "Hurry."}, 512)
+
+
+def test_a_template_without_a_system_role_is_told_with_its_own_words(tokenizer: Any) -> None:
+    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system role') }}{% endif %}" + CONTENTS
+    one = encoder(changed(tokenizer, chat_template=template), format="chat")
+    assert one.default_system() is None
+    with pytest.raises(ModelError, match=r"No system role. Leave prompt.system and the rows' own system turns out"):
+        one.encode_row({**ROWS[0], "system": "Hurry."}, 512)
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,13 @@ class PromptEncoder:
 
     def _chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """Token ids of a chat, of which the template wrote every control token."""
-        ids = self._template_ids(self._chat_text(messages))
+        written = self._chat_text(messages)
+        if messages[0]["role"] == "system" and messages[0]["content"].strip() not in written:
+            raise ModelError(
+                "prompt.system, or a row's own system turn: the model's chat template does not write it. "
+                "Leave it out, or use prompt.format: sections."
+            )
+        ids = self._template_ids(written)
         texts = "\n".join(message["content"] for message in messages)
         of_texts = self._controls.intersection(self._template_ids(texts))
         if not of_texts:
@@ -245,10 +251,6 @@ def check_encoder(encoder: PromptEncoder) -> None:
 def _check_conversation(encoder: PromptEncoder) -> None:
     system = encoder.prompt.system
     answered = encoder._chat_text(_messages("a", "", system, _ANSWER_PLACE))
-    if (system or "").strip() not in answered:
-        raise ModelError(
-            "prompt.system: the model's chat template does not write it. Leave it out, or use prompt.format: sections."
-        )
     if encoder.encode_prompt("a", "") != encoder._template_ids(answered.split(_ANSWER_PLACE)[0]):
         raise ModelError(
             "prompt.format: the model's chat template writes another prompt when an answer follows, so training "
