@@ -23,7 +23,7 @@ from alpacare_sft.data.words import find_words, split_words, word_spans
         ("Straße, café", ["strasse", "café"]),
         ("H₂O, 10⁶, B12", ["h₂o", "10", "⁶", "b12"]),
         ("0.5 mg or 2,5 %", ["0.5", "mg", "or", "2,5", "%"]),
-        ("≥ 38 °C, -5 to –4 or −3, 2-8", ["≥", "38", "°", "c", "−", "5", "to", "−", "4", "or", "−", "3", "2", "8"]),
+        ("≥ 38 °C, -5 to –4 or −3, 2-8", ["≥", "38", "°", "c", "-", "5", "to", "-", "4", "or", "-", "3", "2", "8"]),
         ("lost: \ufffd — …", ["lost"]),
     ],
 )  # fmt: skip

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 import regex
+
+from alpacare_sft.data.equality import question_key
 
 # Scripts that put no spaces between words are read character by character: Chinese and Japanese, and those of line
 # break class SA in Unicode's annex 14 (Thai, Lao, Khmer, Myanmar). Korean too: its particles are joined to words.
@@ -13,7 +13,7 @@ _LETTERS = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[{_SINGLE}]]"
 _JOINERS = r"[\u200c\u200d](?=[\p{L}\p{M}])"  # within Persian and Indic words
 _NUMBER = r"\p{Nd}+(?:[.,٫]\p{Nd}+)*"  # 0.5 is one word: half of a wrong dose is not half right
 # Signs that change a quantity; not U+FFFD, which stands for what is lost.
-_SIGN = r"[[\p{Sm}\p{Sc}\p{So}%‰]--[\ufffd]]\p{M}*|(?<![\p{L}\p{N}])[-–](?=\p{Nd})"
+_SIGN = r"[[\p{Sm}\p{Sc}\p{So}%‰]--[\ufffd]]\p{M}*|(?<![\p{L}\p{N}])-(?=\p{Nd})"
 _WORDS = regex.compile(rf"{_NUMBER}|[{_SINGLE}]\p{{M}}*|{_LETTERS}(?:{_LETTERS}|{_JOINERS})*|{_SIGN}", regex.VERSION1)
 _PIECES = regex.compile(rf"[{_SINGLE}]\p{{M}}*|[^{_SINGLE}]+", regex.VERSION1)
 
@@ -24,9 +24,8 @@ def word_spans(text: str) -> list[tuple[int, int]]:
 
 
 def find_words(text: str) -> list[str]:
-    """Words, numbers and signs (°, %, ≥, the minus of a number) of a text, without case and in Unicode's form NFC."""
-    words = _WORDS.findall(unicodedata.normalize("NFC", text).casefold())
-    return ["−" if word in ("-", "–") else word for word in words]
+    """Words, numbers and signs (°, %, ≥, the minus of a number) of a text in one spelling, as `question_key` has it."""
+    return list(_WORDS.findall(question_key(text)))
 
 
 def split_words(text: str) -> list[str]:
