@@ -570,7 +570,7 @@ def test_a_rows_own_system_turn_is_part_of_its_prompt_and_of_its_prediction(trai
     assert "Be brief." in tokenizer.decode(encoded[0]["input_ids"]) and encoded[1] == encoded[2]
     sheets = {"adapter": AnswerSheet(Path("none"), answers={n: Answer("It.", 2, "end_token") for n in range(3)})}
     questions = Questions(encoded, [], wants_answers=True, wants_losses=False, learnt_end=1)
-    lines = list_predictions(HeldOutRows(rows, "rows", {}, 0.7), questions, sheets, {}, "notice")
+    lines = list_predictions(HeldOutRows(rows, "rows", "", {}, 0.7), questions, sheets, {}, "notice")
     assert [line["prompt"].get("system") for line in lines] == ["Be brief.", None, None]
 
 
