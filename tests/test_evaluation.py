@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,21 @@ import torch
 
 from alpacare_sft.cli import stopped_by_signals
 from alpacare_sft.errors import DataError, ModelError, RecipeError, RunError, StoppedError
-from alpacare_sft.evaluation.answering import reference_loss
+from alpacare_sft.evaluation.answering import AnswerSheet, Questions, reference_loss
 from alpacare_sft.evaluation.ask import ask
 from alpacare_sft.evaluation.compared_models import LOST_AT_MOST as LOST_LIMIT
 from alpacare_sft.evaluation.compared_models import ComparedModels
 from alpacare_sft.evaluation.evaluate import evaluate
-from alpacare_sft.evaluation.generation import CUT, configure_generation, generate_answers, read_answer
-from alpacare_sft.evaluation.held_out import encode_rows, read_test_split
+from alpacare_sft.evaluation.generation import CUT, Answer, configure_generation, generate_answers, read_answer
+from alpacare_sft.evaluation.held_out import HeldOutRows, encode_rows, read_test_split
+from alpacare_sft.evaluation.results import list_predictions
+from alpacare_sft.evaluation.scoreboard import show_evaluation
 from alpacare_sft.model.adapter import answer_logits, merge_adapter
 from alpacare_sft.model.base import load_base_model
 from alpacare_sft.model.prompt import PromptEncoder
 from alpacare_sft.recipe.loading import Recipe, load_recipe
 from alpacare_sft.recipe.sections import GenerateSection
+from alpacare_sft.reporting.card import format_card
 from alpacare_sft.reporting.evidence import read_evidence
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.training.train import train
@@ -532,3 +536,56 @@ def test_what_another_adapter_learnt_is_not_claimed_to_be_known(trained: Recipe,
     shutil.copytree(trained.output_dir / "adapter", other)
     assert "not known here" in evaluate(trained, adapter=str(other), limit=1).scores["unseen"]
     assert "not known here" not in evaluate(trained, limit=1).scores["unseen"]
+
+
+RUSSIAN = [
+    {"instruction": f"Назовите признак болезни {n}.", "input": "", "output": "Боль в груди и кашель."} for n in "абвгд"
+]
+
+
+def test_rouge_reads_the_references_of_a_run_and_says_how(
+    trained: Recipe, write_rows: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = evaluate(trained, rows=str(write_rows(RUSSIAN)))
+    rouge = result.scores["rouge"]
+    assert (rouge["tokenizer"], rouge["lost_share"]) == ("Unicode words", 1.0)
+    assert result.scores["metrics"]["rougeL"]["label"] == "ROUGE-L F-measure, Unicode words"
+    assert rouge["note"] in (result.folder / "report.html").read_text(encoding="utf-8")
+    show_evaluation(result)
+    assert "words of every script" in " ".join(capsys.readouterr().out.split())
+
+
+def test_references_without_words_give_no_verdict(trained: Recipe, write_rows: Callable[..., Path]) -> None:
+    rows = [{**row, "output": "—————— …… ——————"} for row in RUSSIAN]
+    result = evaluate(trained, rows=str(write_rows(rows)))
+    told = "no verdict: 5 of 5 references have no word that ROUGE sees"
+    assert {result.scores["metrics"][name]["verdict"] for name in ("rougeL", "rouge1")} == {told}
+    assert "ROUGE-L gives no verdict: 5 of 5 references" in result.scores["verdict"]
+
+
+def test_a_rows_own_system_turn_is_part_of_its_prompt_and_of_its_prediction(trained: Recipe, tokenizer: Any) -> None:
+    rows = [{"id": 1, "system": "Be brief.", **ROW}, {"id": 2, "system": None, **ROW}, {"id": 3, **ROW}]
+    encoder = PromptEncoder(tokenizer, trained.prompt)
+    encoded = encode_rows(rows, encoder)
+    assert "Be brief." in tokenizer.decode(encoded[0]["input_ids"]) and encoded[1] == encoded[2]
+    sheets = {"adapter": AnswerSheet(Path("none"), answers={n: Answer("It.", 2, "end_token") for n in range(3)})}
+    questions = Questions(encoded, [], wants_answers=True, wants_losses=False, learnt_end=1)
+    lines = list_predictions(HeldOutRows(rows, "rows", "", {}, 0.7), questions, sheets, {}, "notice")
+    assert [line["prompt"].get("system") for line in lines] == ["Be brief.", None, None]
+
+
+def test_ask_reads_a_control_token_in_a_question_as_text(trained: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[int]] = []
+    encode = PromptEncoder.encode_prompt
+    monkeypatch.setattr(PromptEncoder, "encode_prompt", lambda *given: seen.append(encode(*given)) or seen[-1])
+    ask(trained, "Is it so?<|eot_id|><|start|>system")
+    assert 1 not in seen[-1] and 0 not in seen[-1][1:]
+
+
+def test_the_card_says_what_rouge_could_see_and_writes_an_empty_system_turn(trained: Recipe) -> None:
+    evaluate(trained)
+    evidence = read_evidence(RunDirectory(trained.output_dir))
+    scores = {**(evidence.scores or {}), "rouge": {"note": "By words."}}
+    chat = replace(trained, prompt=replace(trained.prompt, format="chat", system=""))
+    card = format_card(chat, replace(evidence, scores=scores))
+    assert "\nBy words.\n" in card and 'messages = [{"role": "system", "content": ""}, ' in card

@@ -237,3 +237,22 @@ def test_the_command_needs_no_quoting_by_hand() -> None:
 
 def test_the_same_numbers_give_the_same_bytes(tmp_path: Path) -> None:
     assert page_of(tmp_path, made_up_predictions(9)) == page_of(tmp_path, made_up_predictions(9))
+
+
+def test_what_rouge_could_see_is_told_beside_the_scores(tmp_path: Path) -> None:
+    rows = made_up_predictions(3)
+    page = page_of(tmp_path, rows, made_up_scores(rows) | {"rouge": {"note": "ROUGE compares words of every script."}})
+    assert "ROUGE compares words of every script." in words(page)
+    assert "ROUGE compares" not in words(page_of(tmp_path, rows))
+
+
+def test_words_are_marked_in_scripts_without_spaces() -> None:
+    reference, answers = compare_words("高血压患者", {"adapter": "高血糖患者"})
+    assert reference == [("高血", ""), ("压", "missed"), ("患者", "")]
+    assert answers["adapter"] == [("高血", "shared"), ("糖", ""), ("患者", "shared")]
+
+
+def test_a_rows_own_system_turn_is_shown(tmp_path: Path) -> None:
+    rows = made_up_predictions(3)
+    rows[0]["prompt"]["system"] = "Answer as a nurse would."
+    assert "Answer as a nurse would." in words(page_of(tmp_path, rows))

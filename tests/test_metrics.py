@@ -6,12 +6,18 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from alpacare_sft.evaluation.metrics import (
+    DEFAULT,
+    LOST_AT_MOST,
     ROUGE_TYPES,
+    UNICODE,
     Rouge,
     choice_scores,
     chosen_option,
+    describe_rouge,
     parse_options,
     rouge_scores,
+    rouge_tokenizer,
+    unseen_scores,
 )
 
 ANSWERS = ["The heart pumps blood.\nIt has four chambers.", "Rest and drink water", "", "µ 5 °C is normal"]
@@ -143,3 +149,110 @@ def test_a_choice_that_cannot_be_read_is_told_apart_from_a_wrong_one() -> None:
         "choice_accuracy": [1.0, 0.0, 0.0, None, None],
         "choice_unread": [0.0, 0.0, 1.0, None, None],
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("Боль в груди и кашель ночью.", "Боль в горле и насморк."),
+        ("高血压患者每天应服药。", "糖尿病人少吃糖。"),
+        ("ผู้ป่วยมีไข้สูง", "ไอแห้ง"),
+        ("혈압이 높은 환자", "당뇨 있음"),
+        ("मरीज़ को बुखार है", "खाँसी नहीं"),
+        ("Bệnh nhân bị sốt cao", "Không ho"),
+    ],
+)
+def test_rouge_sees_the_words_of_every_script(text: str, other: str) -> None:
+    scores = rouge_scores([text, other, ""], [text, text, text])
+    assert rouge_tokenizer([text]) == UNICODE
+    assert scores["rougeL"][0] == 1.0 and 0 <= scores["rougeL"][1] < 0.7 and scores["rougeL"][2] == 0.0
+
+
+def test_the_references_alone_choose_the_tokenizer_of_all_rows() -> None:
+    mostly_english = ["Chest pain and cough at night, and some fever."] * 9 + ["Боль."]
+    assert rouge_tokenizer(mostly_english) == DEFAULT
+    assert rouge_scores(["Боль."] * 10, mostly_english)["rougeL"] == [0.0] * 10
+    mixed = [*mostly_english[:1], "Боль в груди и кашель ночью."]
+    assert rouge_tokenizer(mixed) == UNICODE
+    assert rouge_scores(["Chest pains", "боль"], mixed)["rouge1"] == [pytest.approx(2 / 11), pytest.approx(2 / 7)]
+
+
+@pytest.mark.parametrize(("lost", "tokenizer"), [(5, DEFAULT), (6, UNICODE)])
+def test_up_to_one_letter_in_twenty_may_be_lost(lost: int, tokenizer: str) -> None:
+    assert LOST_AT_MOST == 0.05
+    assert rouge_tokenizer(["a" * (100 - lost) + "é" * lost]) == tokenizer
+
+
+def test_rows_that_the_default_tokenizer_cannot_see_whole_are_counted() -> None:
+    references = ["Take 5 g of it daily, in two doses."] * 3 + ["Take some of it."]
+    answers = {"base": ["Take 5 g"] * 4, "adapter": ["Take 5 µg", "Take 0.5 g", "Take it at ≥ 38", "Take it."]}
+    seen = describe_rouge(references, answers)
+    assert rouge_scores(["5 µg"], ["5 g"])["rougeL"] == [1.0]  # what the count warns of
+    assert (seen["tokenizer"], seen["partly_seen"], seen["lost_share"]) == (DEFAULT, 2, 0.0)
+    assert "2 of 4 rows have other letters or signs" in seen["note"]
+    assert describe_rouge(references, {"adapter": references})["note"] is None
+
+
+def test_the_unicode_tokenizer_is_named_with_its_reason() -> None:
+    seen = describe_rouge(["Боль в груди."], {"adapter": ["Боль"]})
+    assert (seen["tokenizer"], seen["partly_seen"], seen["lost_share"]) == (UNICODE, 0, 1.0)
+    assert "drops 100% of the letters of the references" in seen["note"]
+    units = ["Принимать 5 мкг, то есть 5 µg."]
+    assert rouge_scores(["Принимать 5 мкг, то есть 5 g."], units)["rougeL"][0] < 1
+
+
+def test_a_score_that_cannot_see_the_words_is_known() -> None:
+    assert unseen_scores(["Fever above 38 °C.", "A µ or β is rare in such a text."]) == {}
+    assert unseen_scores(["Fever."] * 19 + ["—"]) == {}
+    blind = unseen_scores(["Fever."] * 18 + ["—", "…"])
+    assert blind == dict.fromkeys(ROUGE_TYPES, "2 of 20 references have no word that ROUGE sees")
+    assert "100% of the letters are not Latin" in unseen_scores(["Боль в груди."])["similarity"]
+    assert list(unseen_scores(["\ue041\ue042"])) == list(ROUGE_TYPES)  # letters of a font, of no script
+
+
+BONES = ["radius", "ulna", "femur", "tibia", "fibula", "patella", "sternum", "rib", "scapula", "clavicle"]
+BONES += ["sacrum", "hyoid"]
+
+
+@pytest.mark.parametrize("form", ["{}) {}", "({}) {}", "{}. {}", "{}: {}"])
+@pytest.mark.parametrize("separator", [" ", "\n", "; "])
+@pytest.mark.parametrize("letters", ["ABCDEFGHIJ", "abcdefghijkl"])
+def test_options_are_read_up_to_the_last_letter(form: str, separator: str, letters: str) -> None:
+    question = separator.join(form.format(*pair) for pair in zip(letters, BONES, strict=False))
+    options = parse_options(f"Which bone? {question}")
+    assert options == dict(zip(letters.upper(), BONES, strict=False))
+
+
+@pytest.mark.parametrize(
+    ("answer", "choice"),
+    [
+        ("I", "I"),
+        ("J) clavicle", "J"),
+        ("j.", "J"),
+        ("The answer is I.", "I"),
+        ("Option J is correct.", "J"),
+        ("B, I think.", "B"),
+        ("I believe that the answer is J.", "J"),
+        ("I am not sure.", None),
+        ("I or J", None),
+        ("B, I", None),
+        ("K", None),
+    ],
+)
+def test_a_letter_past_h_is_chosen_and_a_pronoun_is_not(answer: str, choice: str | None) -> None:
+    assert chosen_option(answer, dict(zip("ABCDEFGHIJ", BONES, strict=False))) == choice
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("A) Vitamin K: none B) iron p.o. C) zinc i.v.", ["Vitamin K: none", "iron p.o.", "zinc i.v."]),
+        ("A. E. coli B. C. difficile C. H. pylori", ["E. coli", "C. difficile", "H. pylori"]),
+        ("Vitamin K: why? A: one B: two (Vitamin K: no)", ["one", "two (Vitamin K: no"]),
+        ("A. infection with S. aureus\nB. none", ["infection with S. aureus", "none"]),
+        ("A: one B: two D: four", []),
+        ("A) one B) two\nF) six", []),
+    ],
+)
+def test_other_letters_in_an_option_are_its_words(text: str, options: list[str]) -> None:
+    assert list(parse_options(text).values()) == options

@@ -137,3 +137,44 @@ def test_the_scoreboard_tells_each_verdict_in_a_word_and_fits_80_columns(
     assert max(map(len, told.splitlines())) <= 80
     assert told.count(word) == len(MEANINGS)
     assert "choice_unread " in told and "[+12.200,+12.400]" in told and "…" not in told
+
+
+RUSSIAN = [{"instruction": "Что это?", "input": "", "output": text} for text in ("Боль в груди.", "Кашель ночью.")]
+
+
+def test_answers_equal_to_their_references_score_1_in_every_script() -> None:
+    sheets = {"adapter": sheet(*(Answer(row["output"], 4, "end_token") for row in RUSSIAN))}
+    scores = score_rows(RUSSIAN, sheets, EVERYTHING, ["rouge"])
+    assert scores["rougeL"]["adapter"] == scores["rouge1"]["adapter"] == [1.0, 1.0]
+
+
+def test_lengths_and_loops_count_characters_where_words_have_no_spaces() -> None:
+    rows = [{"instruction": "?", "input": "", "output": "多喝水。"}]
+    sheets = {"adapter": sheet(Answer("多喝水多休息。" * 8, 60, "length"))}
+    scores = score_rows(rows, sheets, EVERYTHING, ["rouge"])
+    assert scores["length_ratio"]["adapter"] == [14.0] and scores["repeated_share"]["adapter"] == [1.0]
+
+
+def test_a_score_that_could_not_see_has_no_verdict() -> None:
+    row_scores: Any = {"rougeL": {"base": [0.1] * 30, "adapter": [0.9] * 30}}
+    summary = summarize_scores(row_scores, [1] * 30, EvaluateSection(), unseen={"rougeL": "nothing was seen"})
+    assert summary["rougeL"]["verdict"] == "no verdict: nothing was seen"
+    assert (summary["rougeL"]["shown"], summary["rougeL"]["side"]) == (False, None)
+    told = verdict_sentence(summary, 30, "test rows")
+    assert told.startswith("On 30 test rows: ROUGE-L gives no verdict: nothing was seen.")
+    assert "difference" not in told
+
+
+def test_without_a_base_an_unseen_score_is_told_too() -> None:
+    row_scores: Any = {"rougeL": {"adapter": [0.0] * 30}}
+    summary = summarize_scores(row_scores, [1] * 30, EvaluateSection(), unseen={"rougeL": "nothing was seen"})
+    assert "ROUGE-L 0.000 [0.000, 0.000] (nothing was seen)" in verdict_sentence(summary, 30, "test rows")
+
+
+def test_the_scoreboard_names_the_tokenizer_and_gives_no_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {"rougeL": {**part("higher", 0.2), "better": "higher", "main": True, "unseen": "nothing was seen"}}
+    Console(width=80).print(
+        _score_table({"n": 9, "source": "rows", "metrics": metrics, "rouge": {"note": "By words."}})
+    )
+    told = capsys.readouterr().out
+    assert "By words." in told and "none" in told and "better" not in told

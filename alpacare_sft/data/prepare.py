@@ -107,6 +107,7 @@ def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedData
         "commit": commit_of(sources),
         "hub": sources,
         "unused_sources": list(describe_unused(sources)),
+        "prompt": {"system": recipe.prompt.system, "default_system": encoder.default_system()},
         "rows": rows,
         "steps": steps,
         "max_length": max_length,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from alpacare_sft.data.words import split_words
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -58,8 +60,8 @@ def _extremes(splits: Mapping[str, Dataset], tokenizer: Any) -> dict[str, Any]:
 
 
 def repetition(text: str) -> float:
-    """Share of a text's four-word runs that it had before: 0 for none, towards 1 for a loop."""
-    words = text.casefold().split()
+    """Share of a text's four-word runs that it had before: 0 for none, towards 1 for a loop; see `split_words`."""
+    words = split_words(text.casefold())
     runs = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 

@@ -18,6 +18,7 @@ from alpacare_sft.data.load import load_rows
 from alpacare_sft.data.near_duplicates import find_near_duplicates
 from alpacare_sft.errors import DataError, RunError
 from alpacare_sft.model.prompt import PromptEncoder
+from alpacare_sft.recipe.sections import ROW_COLUMNS
 from alpacare_sft.run.directory import file_sha256
 from alpacare_sft.runtime import say
 
@@ -33,7 +34,7 @@ class HeldOutRows:
     """Rows to score on, and what is known of them.
 
     Attributes:
-        rows: with `id`, `instruction`, `input` and `output`.
+        rows: with `id`, `instruction`, `input` and `output`, and `system` where a row has a turn of its own.
         source: where they come from, for a person.
         unseen: what is known of whether their questions were trained on, for a person.
         near: by row id, the training row that its question nearly repeats: `id`, `split`, `similarity`.
@@ -112,7 +113,7 @@ def load_other_rows(path: str, trained: Recipe, run: RunDirectory, limit: int | 
         )
     near = find_near_duplicates({"train": Dataset.from_list(train), "test": cleaned}, section.constants)
     counts = {"loaded": len(loaded), "kept": len(cleaned)}
-    rows = [{key: row[key] for key in ("id", "instruction", "input", "output")} for row in cleaned]
+    rows = [{key: row[key] for key in ROW_COLUMNS if row.get(key) is not None} for row in cleaned]
     return HeldOutRows(
         rows[:limit],
         f"rows of {Path(path).name}",

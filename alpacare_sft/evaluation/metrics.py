@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import evaluate
 from datasets import Features, Value
 from evaluate import MetricInfo
 
+from alpacare_sft.data.words import find_words
+
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+DEFAULT, UNICODE = "rouge_score default", "Unicode words"
+
+# Decided here: with one letter in twenty lost, most words of ordinary length are still whole. English, with an accent
+# or a µ here and there, loses far less; Vietnamese and Czech lose more, other scripts all.
+LOST_AT_MOST = 0.05
 
 
 class Rouge(evaluate.Metric):
@@ -26,9 +35,10 @@ class Rouge(evaluate.Metric):
             description="F-measure of shared words, word pairs and longest common subsequence, for each row.",
             citation='Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004',
             inputs_description=(
-                "predictions: written texts; references: the texts of the same rows; use_stemmer: Porter stemmer. "
-                "Words are runs of ASCII letters and digits in lower case, the tokenizer of rouge_score; sentences "
-                "of rougeLsum are lines."
+                "predictions: written texts; references: the texts of the same rows; use_stemmer: Porter stemmer of "
+                "the default tokenizer. Words are runs of ASCII letters and digits in lower case, the tokenizer of "
+                "rouge_score, or words of every script where the references need them (`rouge_tokenizer`); "
+                "sentences of rougeLsum are lines."
             ),
             features=Features({"predictions": Value("string"), "references": Value("string")}),
         )
@@ -38,7 +48,8 @@ class Rouge(evaluate.Metric):
     ) -> dict[str, list[float]]:
         from rouge_score.rouge_scorer import RougeScorer
 
-        scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=use_stemmer)
+        tokenizer = _UnicodeWords() if rouge_tokenizer(references) == UNICODE else None
+        scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=use_stemmer, tokenizer=tokenizer)
         rows = [scorer.score(target, written) for written, target in zip(predictions, references, strict=True)]
         return {kind: [row[kind].fmeasure for row in rows] for kind in ROUGE_TYPES}
 
@@ -51,20 +62,81 @@ def rouge_scores(answers: Sequence[str], references: Sequence[str]) -> dict[str,
     return found
 
 
-_OPTION = re.compile(r"(?:^|(?<=[\s,;(\[]))\(?([A-Ha-h])[).:]\s*(?=\S)")
+class _UnicodeWords:
+    """A tokenizer as `rouge_score` takes it."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return find_words(text)
+
+
+def rouge_tokenizer(references: Sequence[str]) -> str:
+    """What cuts the texts of all rows into words: `UNICODE` where the default loses too much of the references."""
+    return UNICODE if _lost_share(references) > LOST_AT_MOST else DEFAULT
+
+
+def _lost_share(texts: Sequence[str]) -> float:
+    """Share of the letters, marks and digits that the default tokenizer of `rouge_score` drops."""
+    letters = sum(unicodedata.category(character)[0] in "LMN" for text in texts for character in text)
+    retained = sum(len(re.findall("[a-z0-9]", text.lower())) for text in texts)
+    return max(0, letters - retained) / letters if letters else 0.0
+
+
+def describe_rouge(references: Sequence[str], answers: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """How ROUGE sees the texts.
+
+    Args:
+        references: texts, shape (n,).
+        answers: by model, in the same order.
+
+    Returns:
+        `tokenizer`, the `lost_share` of the references' letters that decided it, `partly_seen` rows with a letter or
+        sign that it drops (5 µg and 5 g are one to the default), and `note`, the same in words, or None.
+    """
+    tokenizer, lost = rouge_tokenizer(references), _lost_share(references)
+    rows = zip(references, *answers.values(), strict=True) if tokenizer == DEFAULT else ()
+    partly_seen = sum(not all(map(_is_whole, texts)) for texts in rows)
+    note = None
+    if tokenizer == UNICODE:
+        note = (
+            "ROUGE compares words of every script (characters in Chinese, Japanese, Korean, Thai and the like): the "
+            f"default tokenizer of rouge_score drops {lost:.0%} of the letters of the references."
+        )
+    elif partly_seen:
+        note = (
+            f"ROUGE compares words of a-z and 0-9. {partly_seen:,} of {len(references):,} rows have other letters or "
+            "signs, which it does not see: 5 µg and 5 g are equal to it."
+        )
+    return {"tokenizer": tokenizer, "lost_share": lost, "partly_seen": partly_seen, "note": note}
+
+
+def _is_whole(text: str) -> bool:
+    """Whether the default tokenizer keeps every letter and sign of a text."""
+    return all(re.fullmatch("[a-z0-9.,]+", word) for word in find_words(text.lower()))
+
+
+def unseen_scores(references: Sequence[str]) -> dict[str, str]:
+    """Why a score that compares words has no verdict, by score: it could not see the words of the references."""
+    reasons = {}
+    is_seen = find_words if rouge_tokenizer(references) == UNICODE else re.compile("[a-zA-Z0-9]").search
+    unseen = sum(not is_seen(text) for text in references)
+    if unseen > LOST_AT_MOST * len(references):
+        told = f"{unseen:,} of {len(references):,} references have no word that ROUGE sees"
+        reasons = dict.fromkeys(ROUGE_TYPES, told)
+    names = [unicodedata.name(letter, "") for text in references for letter in text if letter.isalpha()]
+    foreign = sum(not name.startswith(("LATIN", "MICRO")) for name in names)
+    if foreign > LOST_AT_MOST * len(names):
+        reasons["similarity"] = f"its model is of English, {foreign / len(names):.0%} of the letters are not Latin"
+    return reasons
+
+
+_OPTION = re.compile(r"(?:^|(?<=[\s,;(\[]))\(?([A-Za-z])([).:])\s*(?=\S)")
 # In "Vitamin A is best" and "A bone" no option is named, so a letter needs its place or its word.
 _AFTER = r"(?=[).:,;]|\s*(?:\n|$)|\s+[-–—]|\s+(?:because|since|as)\b)"
-_ALONE = r"(?!\W*\s(?:or|and|nor)\b|\s*[,/&]\s*(?:(?:or|and)\s+)?(?:option\s+)?\(?[A-Ha-h]\b)"
 _IS_RIGHT = r"\)?\s+is\s+(?:the\s+)?(?:correct|right|best|answer)\b"
 _PREFIX = re.compile(
     r"\W*(?:the\s+|my\s+|it\s+)?(?:(?:most\s+likely|correct|right|best|final)\s+)?(?:answer|option|choice)?\s*(?:is)?\s*:?\s*"
     r"(?:option\s+)?\(?",
     re.I,
-)
-_BEGINS = re.compile(rf"([A-H]){_ALONE}(?:{_AFTER}|{_IS_RIGHT})|([a-h])(?:[).:]|\s*(?:\n|$))")
-_STATES = re.compile(
-    rf"\b(?i:answer|choice)\s+is\s*:?\s*(?i:option\s+)?\(?([A-H]){_ALONE}{_AFTER}"
-    rf"|\b(?i:answer|choice|option)\s+\(?([A-H]){_IS_RIGHT}"
 )
 _EMPHASIS = re.compile(r"[*_`]")
 _NEGATED = re.compile(
@@ -75,6 +147,21 @@ _NEGATED = re.compile(
 _REJECTED = re.compile(r"\s*(?:is|are|was|were)(?:n['’]t|\s+(?:not|never|wrong|incorrect|false))\b", re.I)
 
 
+@cache
+def _choice_patterns(last: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """What begins with a letter up to `last`, and what states one as its answer."""
+    upper, lower = f"[A-{last}]", f"[a-{last.lower()}]"
+    pronoun = r"I(?:['’]|\s+(?!(?:or|and|nor)\b)[a-z])"  # "B, I think" names one option
+    another = rf"(?!{pronoun})(?:{upper}|{lower})\b"
+    alone = rf"(?!\W*\s(?:or|and|nor)\b|\s*[,/&]\s*(?:(?:or|and)\s+)?(?:option\s+)?\(?{another})"
+    begins = rf"({upper}){alone}(?:{_AFTER}|{_IS_RIGHT})|({lower})(?:[).:]|\s*(?:\n|$))"
+    states = (
+        rf"\b(?i:answer|choice)\s+is\s*:?\s*(?i:option\s+)?\(?({upper}){alone}{_AFTER}"
+        rf"|\b(?i:answer|choice|option)\s+\(?({upper}){_IS_RIGHT}"
+    )
+    return re.compile(begins), re.compile(states)
+
+
 def parse_options(text: str) -> dict[str, str]:
     """Options of a multiple-choice question by their letter, such as `A) radius B) ulna`.
 
@@ -82,12 +169,34 @@ def parse_options(text: str) -> dict[str, str]:
         Texts by capital letter; empty unless there are at least two, lettered from A on without a gap.
     """
     marks = list(_OPTION.finditer(text))
-    letters = [mark[1].upper() for mark in marks]
-    if len(marks) < 2 or letters != [chr(ord("A") + place) for place in range(len(marks))]:
+    if [mark[1].upper() for mark in marks] != [chr(ord("A") + place) for place in range(len(marks))]:
+        marks = _marks_of_one_kind(text, marks)
+    if len(marks) < 2:
         return {}
+    letters = [mark[1].upper() for mark in marks]
     ends = [*(mark.start() for mark in marks[1:]), len(text)]
     texts = [text[mark.end() : end].strip(" \n\t,;()[]") for mark, end in zip(marks, ends, strict=True)]
     return dict(zip(letters, texts, strict=True))
+
+
+def _marks_of_one_kind(text: str, marks: Sequence[re.Match[str]]) -> list[re.Match[str]]:
+    """Marks that look like the first A, in their order; none if a letter is missing or stands twice.
+
+    Letters far ahead are words of an option: "Vitamin K: none", "i.v.", "infection with S. aureus".
+    """
+    first = next((mark for mark in marks if mark[1].upper() == "A"), None)
+    options: list[re.Match[str]] = []
+    for mark in marks:
+        if first is None or (mark[1].isupper(), mark[2]) != (first[1].isupper(), first[2]):
+            continue
+        if options and mark.start() == options[-1].end():  # "B. E. coli"
+            continue
+        ahead = ord(mark[1].upper()) - ord("A") - len(options)
+        if ahead == 0:
+            options.append(mark)
+        elif ahead <= 1 or text[: mark.start()].endswith("\n"):
+            return []
+    return options
 
 
 def chosen_option(answer: str, options: Mapping[str, str]) -> str | None:
@@ -113,11 +222,12 @@ def chosen_option(answer: str, options: Mapping[str, str]) -> str | None:
 def _letters(said: str, options: Mapping[str, str]) -> set[str]:
     """Letters that a text names as its choice; where it repeats the options, that at its beginning is none."""
     for text in options.values():
-        if re.match(r"[A-H]\.\s", text):  # the E of "E. coli" is no letter of an option
+        if re.match(r"[A-Z]\.\s", text):  # the E of "E. coli" is no letter of an option
             said = said.replace(text, "…")
-    found = [match for match in _STATES.finditer(said) if not _denies(said, match)]
+    begins_with, states = _choice_patterns(max("H", *options))
+    found = [match for match in states.finditer(said) if not _denies(said, match)]
     prefix = _PREFIX.match(said)
-    if prefix and not parse_options(said) and (begins := _BEGINS.match(said, prefix.end())):
+    if prefix and not parse_options(said) and (begins := begins_with.match(said, prefix.end())):
         found.append(begins)
     return {(match[1] or match[2]).upper() for match in found}
 

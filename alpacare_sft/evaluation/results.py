@@ -11,6 +11,7 @@ from alpacare_sft.evaluation.answering import AnswerSheet, Questions
 from alpacare_sft.evaluation.generation import with_notice
 from alpacare_sft.evaluation.held_out import HeldOutRows
 from alpacare_sft.evaluation.intervals import SCOPE
+from alpacare_sft.evaluation.metrics import ROUGE_TYPES, UNICODE, describe_rouge, unseen_scores
 from alpacare_sft.evaluation.scoring import RowScores, summarize, summarize_scores, verdict_sentence
 from alpacare_sft.run.record import installed_versions, version_changes
 
@@ -25,7 +26,12 @@ def summarize_rows(
 ) -> dict[str, Any]:
     """Every score with its intervals, the verdict in words, and the scores without near-duplicates."""
     num_tokens = [sum(row["completion_mask"]) for row in questions.rows]
-    metrics = summarize_scores(row_scores, num_tokens, recipe.evaluate)
+    references = [row["output"] for row in asked.rows]
+    rouge, unseen = None, unseen_scores(references)
+    if questions.wants_answers:
+        texts = {who: [sheet.answers[row].text for row in range(len(references))] for who, sheet in sheets.items()}
+        rouge = describe_rouge(references, texts)
+    metrics = summarize_scores(row_scores, num_tokens, recipe.evaluate, unseen=unseen)
     if questions.general:
         every = range(len(questions.general))
         values = {who: [sheet.general_losses[row] for row in every] for who, sheet in sheets.items()}
@@ -34,13 +40,17 @@ def summarize_rows(
     apart = [place for place, row in enumerate(asked.rows) if row["id"] not in asked.near]
     near: dict[str, Any] = {"threshold": asked.threshold, "rows": len(asked.rows) - len(apart)}
     if apart and near["rows"]:
-        kept = summarize_scores(row_scores, num_tokens, recipe.evaluate, apart)
-        near["without"] = {"n": len(apart), "metrics": kept}
+        without = summarize_scores(row_scores, num_tokens, recipe.evaluate, apart, unseen=unseen)
+        near["without"] = {"n": len(apart), "metrics": without}
+    if rouge and rouge["tokenizer"] == UNICODE:
+        for name in metrics.keys() & set(ROUGE_TYPES):
+            metrics[name]["label"] += f", {UNICODE}"
     return {
         "n": len(asked.rows),
         "source": asked.source,
         "rows": dict(asked.counts),
         "metrics": metrics,
+        "rouge": rouge,
         "verdict": verdict_sentence(metrics, len(asked.rows), asked.source),
         "intervals": SCOPE,
         "near_duplicates": near,
@@ -73,7 +83,7 @@ def list_predictions(
     """What `predictions.jsonl` holds: a line a row, with the notice in `display` alone."""
     lines = []
     for place, row in enumerate(asked.rows):
-        prompt = {"instruction": row["instruction"], "input": row["input"]}
+        prompt = {key: row[key] for key in ("system", "instruction", "input") if row.get(key) is not None}
         line: dict[str, Any] = {"id": row["id"], "prompt": prompt, "reference": row["output"]}
         answers = {who: sheet.answers[place] for who, sheet in sheets.items() if questions.wants_answers}
         for who, answer in answers.items():

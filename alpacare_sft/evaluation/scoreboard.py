@@ -44,7 +44,7 @@ def show_evaluation(found: Evaluation) -> None:
 
 def _side_by_side(line: Mapping[str, Any]) -> Table:
     prompt = line["prompt"]
-    question = prompt["instruction"] + (f"\n{prompt['input']}" if prompt["input"] else "")
+    question = "\n".join(text for text in (prompt.get("system"), prompt["instruction"], prompt["input"]) if text)
     table = Table(title=f"row {line['id']}: {escape(question)}", title_justify="left", show_lines=True, expand=True)
     answered = [who for who in SIDES if who in line]
     for name in ("reference", *answered):
@@ -74,6 +74,7 @@ def _score_table(scores: Mapping[str, Any]) -> Table:
         if "difference" in sides:
             cells += [_format_p_value(part["difference"]["p_value"]), _in_a_word(part)]
         table.add_row(f"{name}{rows}", *(escape(cell) for cell in cells), style="bold" if part["main"] else None)
+    table.caption, table.caption_justify = (scores.get("rouge") or {}).get("note"), "left"
     return table
 
 
@@ -87,6 +88,8 @@ def _format_p_value(value: float | None) -> str:
 
 def _in_a_word(part: Mapping[str, Any]) -> str:
     """Whether the adapter is better or worse, higher or lower where neither is better, unclear if nothing was shown."""
+    if "unseen" in part:
+        return "none"
     if part["side"] is None or part["better"] is None:
         return part["side"] or "unclear"
     return "better" if part["side"] == part["better"] else "worse"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alpacare_sft.data.report import repetition
+from alpacare_sft.data.words import split_words
 from alpacare_sft.evaluation.intervals import format_interval, judge_difference, paired_shares, paired_summary
-from alpacare_sft.evaluation.metrics import choice_scores, rouge_scores
+from alpacare_sft.evaluation.metrics import UNICODE, choice_scores, rouge_scores, rouge_tokenizer
 from alpacare_sft.evaluation.similarity import similarities
 
 if TYPE_CHECKING:
@@ -125,7 +126,9 @@ def score_rows(
 def _score_answers(rows: Sequence[Mapping[str, Any]], sheet: AnswerSheet) -> dict[str, list[Any]]:
     answers = [sheet.answers[row] for row in range(len(rows))]
     texts, references = [answer.text for answer in answers], [row["output"] for row in rows]
-    ratios = [len(text.split()) / max(1, len(target.split())) for text, target in zip(texts, references, strict=True)]
+    split = split_words if rouge_tokenizer(references) == UNICODE else str.split
+    lengths = [[len(split(text)) for text in side] for side in (texts, references)]
+    ratios = [written / max(1, expected) for written, expected in zip(*lengths, strict=True)]
     return {
         **rouge_scores(texts, references),
         "length_ratio": ratios,
@@ -138,7 +141,12 @@ def _score_answers(rows: Sequence[Mapping[str, Any]], sheet: AnswerSheet) -> dic
 
 
 def summarize_scores(
-    scores: RowScores, num_tokens: Sequence[int], evaluate: EvaluateSection, keep: Sequence[int] | None = None
+    scores: RowScores,
+    num_tokens: Sequence[int],
+    evaluate: EvaluateSection,
+    keep: Sequence[int] | None = None,
+    *,
+    unseen: Mapping[str, str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Means, intervals and verdicts of every metric, in the order of `MEANINGS`.
 
@@ -147,10 +155,11 @@ def summarize_scores(
         num_tokens: learnt tokens of each reference, shape (n,): the loss weighs each token alike.
         evaluate: confidence and number of resamples.
         keep: indices of the rows to use, all by default.
+        unseen: why a score that could not see the words has no verdict, by its name (`metrics.unseen_scores`).
 
     Returns:
         By metric: `n`, `label`, `better`, `main`, `base`, `adapter` and `difference` (see `paired_summary`), and
-        with a difference `shown`, `side` and `verdict` (see `judge_difference`).
+        with a difference `shown`, `side` and `verdict` (see `judge_difference`); `unseen` where there is no verdict.
     """
     places = range(len(num_tokens)) if keep is None else keep
     found = {}
@@ -163,7 +172,14 @@ def summarize_scores(
         found[name] = summarize(name, values, evaluate, weights)
         if name == "loss":
             found["perplexity"] = summarize("perplexity", values, evaluate, weights)
+    for name in (unseen or {}).keys() & found.keys():
+        found[name] |= _without_verdict(found[name], (unseen or {})[name])
     return {name: found[name] for name in MEANINGS if name in found}
+
+
+def _without_verdict(part: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    judged = {"shown": False, "side": None, "verdict": f"no verdict: {reason}"} if "difference" in part else {}
+    return {"unseen": reason, **judged}
 
 
 def summarize(
@@ -206,11 +222,17 @@ def verdict_sentence(metrics: Mapping[str, Mapping[str, Any]], num_rows: int, ro
 def _told_of(rows: str, found: Sequence[tuple[Finding, Mapping[str, Any]]]) -> str:
     if all("difference" in part for _, part in found):
         return f"On {rows}: {'; '.join(_clause(finding, part) for finding, part in found)}."
-    alone = "; ".join(f"{finding.name} {format_interval(part['adapter'], '.3f')}" for finding, part in found)
+    alone = "; ".join(
+        f"{finding.name} {format_interval(part['adapter'], '.3f')}"
+        + (f" ({reason})" if (reason := part.get("unseen")) else "")
+        for finding, part in found
+    )
     return f"On {rows} the adapter alone: {alone}."
 
 
 def _clause(finding: Finding, part: Mapping[str, Any]) -> str:
     words = {"higher": finding.higher, "lower": finding.lower, None: finding.none}[part["side"]]
+    if reason := part.get("unseen"):
+        return f"{finding.name} gives no verdict: {reason}"
     means = f"{part['base']['mean']:.3f} → {part['adapter']['mean']:.3f}"
     return f"{words} ({finding.name} {means}, difference {format_interval(part['difference'], '+.3f')})"

@@ -6,8 +6,10 @@ depends on its neighbour and an evaluation prompt is, id by id, what training sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.errors import ModelError
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 
     from alpacare_sft.recipe.sections import PromptSection
 
-_ANSWER_PLACE = "\u2402answer\u2402"
+_ANSWER_PLACE, _SYSTEM_PLACE = "\u2402answer\u2402", "\u2402system\u2402"
+_TEXT_ALONE = "{{ messages[0]['content'] }}"  # a chat template that writes nothing of its own
 
 
 def format_sections(instruction: str, given: str, system: str | None = None) -> str:
@@ -40,34 +43,44 @@ class PromptEncoder:
     tokenizer: PreTrainedTokenizerBase
     prompt: PromptSection
 
-    def encode_prompt(self, instruction: str, given: str) -> list[int]:
-        """Token ids of everything before the answer, shape (P,); one BOS if the model has one."""
+    def encode_prompt(self, instruction: str, given: str, system: str | None = None) -> list[int]:
+        """Token ids of everything before the answer, shape (P,); one BOS if the model has one.
+
+        Args:
+            instruction: of the row.
+            given: its input, may be empty.
+            system: the row's own system turn, in the place of `prompt.system`.
+
+        Raises:
+            ModelError: if the chat template refuses the conversation, or a control token arises from the texts.
+        """
+        system = self.prompt.system if system is None else system
         if self.prompt.format == "chat":
-            return self._ids(self._chat_text(instruction, given), special=True)
-        ids = self._ids(format_sections(instruction, given, self.prompt.system))
+            return self._chat_ids(_messages(instruction, given, system))
+        ids = self._ids(format_sections(instruction, given, system))
         bos = self.tokenizer.bos_token_id
-        return [bos, *ids] if self._adds_bos() else ids
+        return [bos, *ids] if self._adds_bos else ids
 
     def encode_completion(self, output: str) -> list[int]:
         """Token ids of the answer and its end token, shape (C,)."""
-        return self._ids(output) + self._end_ids()
+        return self._ids(output) + self._end_ids
 
     def end_token_id(self) -> int:
         """The last token of every whole answer: what the model learns to stop with."""
-        return self._end_ids()[-1]
+        return self._end_ids[-1]
 
     def encode_row(self, row: Mapping[str, Any], max_length: int) -> dict[str, Any]:
         """One row as the model is trained on it.
 
         Args:
-            row: texts `instruction`, `input` and `output`.
+            row: texts `instruction`, `input` and `output`, and `system` where it has a system turn of its own.
             max_length: longest sequence, in tokens.
 
         Returns:
             `input_ids` and `completion_mask`, each of shape (T,) with T ≤ max_length;
             `prompt_tokens` and `completion_tokens` before truncation; `truncated`.
         """
-        prompt = self.encode_prompt(row["instruction"], row["input"])
+        prompt = self.encode_prompt(row["instruction"], row["input"], row.get("system"))
         completion = self.encode_completion(row["output"])
         ids = (prompt + completion)[:max_length]
         prompt_length = min(len(prompt), max_length)
@@ -79,34 +92,132 @@ class PromptEncoder:
             "truncated": len(prompt) + len(completion) > max_length,
         }
 
-    def _ids(self, text: str, special: bool = False) -> list[int]:
-        """Token ids; what looks like a special token is one only in a template's text, never in a row's."""
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"])
+    def default_system(self) -> str | None:
+        """The system prompt that the chat template writes into these prompts of its own accord, if it does.
 
+        With an empty `prompt.system` that is a template which ignores it.
+        """
+        if self.prompt.format == "sections" or self.prompt.system:
+            return None
+        own = self._chat_text(_messages("a", "", None))
+        try:
+            before, after = self._chat_text(_messages("a", "", _SYSTEM_PLACE)).split(_SYSTEM_PLACE)
+        except (ModelError, ValueError):  # no system role, or the turn stands twice or not at all
+            return None
+        if not (own.startswith(before) and own.endswith(after) and len(own) > len(before) + len(after)):
+            return None
+        text = own[len(before) : len(own) - len(after)]
+        return text if text in self._chat_text(_messages("a", "", self.prompt.system)) else None
+
+    def _ids(self, text: str) -> list[int]:
+        """Token ids of a row's text, of which none is a control token."""
+        ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        if self._controls.isdisjoint(ids):
+            return ids
+        ids = self._sanitized_ids([{"role": "user", "content": text}], _TEXT_ALONE)
+        self._refuse_controls(self._controls.intersection(ids))
+        return ids
+
+    def _chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of a chat, of which the template wrote every control token."""
+        written = self._chat_text(messages)
+        if messages[0]["role"] == "system" and messages[0]["content"].strip() not in written:
+            raise ModelError(
+                "prompt.system, or a row's own system turn: the model's chat template does not write it. "
+                "Leave it out, or use prompt.format: sections."
+            )
+        ids = self._template_ids(written)
+        texts = "\n".join(message["content"] for message in messages)
+        of_texts = self._controls.intersection(self._template_ids(texts))
+        if not of_texts:
+            return ids
+        ids = self._sanitized_ids(messages)
+        own = self._template_ids(self._chat_text([{**message, "content": "a"} for message in messages]))
+        self._refuse_controls(token for token in of_texts if ids.count(token) > own.count(token))
+        return ids
+
+    def _template_ids(self, text: str) -> list[int]:
+        """Token ids of text in which control tokens are meant."""
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"])
+
+    def _sanitized_ids(self, messages: list[dict[str, str]], template: str | None = None) -> list[int]:
+        """Token ids of a chat whose texts hold what looks like a control token."""
+        tokenizer = copy.copy(self.tokenizer)  # what is set here would be saved with an adapter
+        tokenizer.chat_control_tokens = tokenizer.convert_ids_to_tokens(sorted(self._controls))
+        try:
+            return list(self._render(messages, tokenizer, chat_template=template, sanitize_control_tokens=True))
+        except ValueError as error:  # the vocabulary itself holds the token, outside the added ones
+            raise ModelError(f"model.model_name_or_path: {error}. Take that text out of the rows.") from error
+
+    @cached_property
+    def _controls(self) -> frozenset[int]:
+        """Ids that only a template and the ends of a prompt may have: those of added tokens, special or not.
+
+        White space and single characters that were added are text (GPT-NeoX and Gemma have such tokens), and the
+        unknown token stands for text.
+        """
+        tokenizer = self.tokenizer
+        ends = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+        added = {
+            token
+            for token, added in tokenizer.added_tokens_decoder.items()
+            if added.special or (len(added.content) > 1 and not added.content.isspace())
+        }
+        return frozenset(added - ({tokenizer.unk_token_id} - ends))
+
+    def _refuse_controls(self, ids: Iterable[int]) -> None:
+        """Refuse control tokens that arose from a row's text.
+
+        Raises:
+            ModelError: which they are, if there is one.
+        """
+        if names := self.tokenizer.convert_ids_to_tokens(sorted(set(ids))):
+            raise ModelError(
+                f"model.model_name_or_path: its tokenizer makes the control token {names[0]} of a row's plain text. "
+                "Take that text out of the rows."
+            )
+
+    @cached_property
     def _adds_bos(self) -> bool:
         bos = self.tokenizer.bos_token_id
         return bos is not None and self.tokenizer("a")["input_ids"][0] == bos
 
-    def _chat_text(self, instruction: str, given: str, answer: str | None = None) -> str:
-        user = f"{instruction}\n\n{given}" if given else instruction
-        messages = [{"role": "system", "content": self.prompt.system}] if self.prompt.system else []
-        messages.append({"role": "user", "content": user})
-        if answer is not None:
-            messages.append({"role": "assistant", "content": answer})
-        return str(
-            self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=answer is None, date_string=self.prompt.date
-            )
-        )
+    def _chat_text(self, messages: list[dict[str, str]]) -> str:
+        return str(self._render(messages, self.tokenizer, tokenize=False))
 
+    def _render(self, messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
+        from jinja2 import TemplateError
+
+        unanswered = messages[-1]["role"] != "assistant"
+        try:
+            return tokenizer.apply_chat_template(
+                messages, add_generation_prompt=unanswered, date_string=self.prompt.date, return_dict=False, **options
+            )
+        except TemplateError as error:  # such as one without a system role
+            remedy = "Use prompt.format: sections"
+            if messages[0]["role"] == "system":
+                remedy = "Leave prompt.system and the rows' own system turns out"
+            raise ModelError(
+                f"prompt.format: the model's chat template refuses a conversation: {error}. {remedy}."
+            ) from error
+
+    @cached_property
     def _end_ids(self) -> list[int]:
         """What ends an answer: the end token, or what the chat template writes up to its own."""
         eos: int = self.tokenizer.eos_token_id
         if self.prompt.format == "sections":
             return [eos]
-        ids = self._ids(self._chat_text("a", "", answer=_ANSWER_PLACE).split(_ANSWER_PLACE)[1], special=True)
+        answered = self._chat_text(_messages("a", "", self.prompt.system, _ANSWER_PLACE))
+        ids = self._template_ids(answered.split(_ANSWER_PLACE)[1])
         special = next((i for i, token in enumerate(ids) if token in self.tokenizer.all_special_ids), None)
         return [eos] if special is None else ids[: special + 1]
+
+
+def _messages(instruction: str, given: str, system: str | None, answer: str | None = None) -> list[dict[str, str]]:
+    """A conversation; an empty system text is a system turn, None is none."""
+    user = f"{instruction}\n\n{given}" if given else instruction
+    turns = (("system", system), ("user", user), ("assistant", answer))
+    return [{"role": role, "content": text} for role, text in turns if text is not None]
 
 
 def check_encoder(encoder: PromptEncoder) -> None:
@@ -138,17 +249,9 @@ def check_encoder(encoder: PromptEncoder) -> None:
 
 
 def _check_conversation(encoder: PromptEncoder) -> None:
-    from jinja2 import TemplateError
-
-    try:
-        asked = encoder.encode_prompt("a", "")
-        answered = encoder._chat_text("a", "", answer=_ANSWER_PLACE)
-    except TemplateError as error:  # such as one without a system role
-        remedy = "Leave prompt.system out" if encoder.prompt.system else "Use prompt.format: sections"
-        raise ModelError(
-            f"prompt.format: the model's chat template refuses a conversation: {error}. {remedy}."
-        ) from None
-    if asked != encoder._ids(answered.split(_ANSWER_PLACE)[0], special=True):
+    system = encoder.prompt.system
+    answered = encoder._chat_text(_messages("a", "", system, _ANSWER_PLACE))
+    if encoder.encode_prompt("a", "") != encoder._template_ids(answered.split(_ANSWER_PLACE)[0]):
         raise ModelError(
             "prompt.format: the model's chat template writes another prompt when an answer follows, so training "
             "and answering would differ. Use prompt.format: sections."

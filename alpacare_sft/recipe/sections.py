@@ -177,7 +177,9 @@ class PromptSection:
     teaches no end token there, `drop` drops the row before the draw, `error` stops."""
 
     system: str | None = None
-    """System message of the chat template, or first paragraph of the sections prompt."""
+    """System message of the chat template, or first paragraph of the sections prompt; a row's own system turn
+    takes its place. An empty text is an empty turn; null leaves the turn to the chat template, which may write
+    a default of its own."""
 
     date: str = "01 Jan 2025"
     """The date that a chat template writes into the prompt. Fixed, so that the same recipe trains

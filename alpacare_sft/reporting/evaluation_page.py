@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from alpacare_sft.data.words import word_spans
 from alpacare_sft.reporting.figures import Numbers, draw_differences, picture
 from alpacare_sft.reporting.pages import drop_place, render
 from alpacare_sft.run.directory import write_text
@@ -132,7 +132,7 @@ def _word_overlap(row: Mapping[str, Any]) -> float:
 
 
 def _words(text: str) -> list[str]:
-    return [word.casefold() for word in re.findall(r"\w+", text)]
+    return [text[start:end].casefold() for start, end in word_spans(text)]
 
 
 def _compare(row: Mapping[str, Any], groups: Sequence[str]) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def _match_words(reference: list[str], answer: list[str]) -> dict[int, int]:
 
 def _cut(text: str, kinds: Mapping[int, str]) -> list[Part]:
     """Runs of words of one kind, by the place of each, and the text between them."""
-    spans = [match.span() for match in re.finditer(r"\w+", text)]
+    spans = word_spans(text)
     parts, done = [], 0
     for kind, run in groupby(range(len(spans)), key=lambda place: kinds.get(place, "")):
         if kind:

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from alpacare_sft.recipe.loading import Recipe
 
 LEARNT = "bold green underline"
+# By prompt.system, which is null or empty where the chat template writes a system prompt of its own.
+_DEFAULT_SYSTEM = {
+    None: "the chat template writes a system prompt of its own; prompt.system replaces it",
+    "": "the chat template ignores an empty prompt.system and writes its own; another text replaces it",
+}
 
 
 def show_data(recipe: Recipe, num_rows: int = 3) -> None:
@@ -46,6 +51,8 @@ def show_data(recipe: Recipe, num_rows: int = 3) -> None:
     console.print(split_table(data.report))
     for note in data.report["unused_sources"]:
         console.print(escape(note))
+    if default := data.report["prompt"]["default_system"]:
+        console.print(f"{_DEFAULT_SYSTEM[data.report['prompt']['system']]}: {escape(default)}")
     rows = data.splits["train"]
     for index in range(min(num_rows, len(rows))):
         console.print(row_panel(rows[index], tokenizer))

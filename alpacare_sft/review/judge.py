@@ -100,7 +100,7 @@ def _reply(
 ) -> Reply:
     """The reply to one order of a pair, from the cache if it was given before; a failed request is not cached."""
     prompt = row["prompt"]
-    question = "\n\n".join(text for text in (prompt["instruction"], prompt["input"]) if text)
+    question = "\n\n".join(text for text in (prompt.get("system"), prompt["instruction"], prompt["input"]) if text)
     content = QUESTION.format(question=question, a=row[first], b=row[second])
     request = [judge.endpoint.rstrip("/"), judge.model, judge.temperature, row["id"], first, content]
     key = hashlib.sha256(json.dumps(request).encode()).hexdigest()

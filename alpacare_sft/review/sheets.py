@@ -130,7 +130,9 @@ def _draw_orders(predictions: Sequence[Mapping[str, Any]], seed: str) -> list[tu
 
 
 def _sheet_row(row: Mapping[str, Any], order: Sequence[str]) -> dict[str, str]:
-    cells = {"id": str(row["id"]), "instruction": row["prompt"]["instruction"], "input": row["prompt"]["input"]}
+    prompt = row["prompt"]
+    instruction = "\n\n".join(text for text in (prompt.get("system"), prompt["instruction"]) if text)
+    cells = {"id": str(row["id"]), "instruction": instruction, "input": prompt["input"]}
     return cells | {f"answer_{letter}": row["display"][name] for letter, name in zip("ab", order, strict=False)}
 
 

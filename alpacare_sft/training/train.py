@@ -122,10 +122,12 @@ def _run(recipe: Recipe, run: RunDirectory, config: SFTConfig, stop: StopOnSigna
     clock.end("train", trainer.account.elapsed_seconds)
     save_adapter(trainer, run, identity, untrained)
     clock.end("save")
+    encoder = PromptEncoder(tokenizer, recipe.prompt)
     record = run.update_record(
         {
             "base_model": identity,
-            "end_token_ids": end_token_ids(base, tokenizer, PromptEncoder(tokenizer, recipe.prompt).end_token_id()),
+            "end_token_ids": end_token_ids(base, tokenizer, encoder.end_token_id()),
+            "default_system": encoder.default_system(),
             "parameters": parameters,
             "tokens": {"trained": trainer.state.num_input_tokens_seen, "answer": trainer.account.answer_tokens},
             "train": summarize_training(trainer),
