@@ -180,7 +180,8 @@ WRONG = {
     "unknown ending": Wrong(["rows.xlsx must end in .json, .jsonl, .csv, .parquet, got .xlsx"], GOOD, ".xlsx"),
     "no ending": Wrong(["rows must end in .json, .jsonl, .csv, .parquet, got none"], GOOD, ""),
     "a set that cannot be reached": Wrong(
-        ["data.path: someone/rows cannot be reached", "Check the network"], path="someone/rows"
+        ["data.path: someone/rows is not in the cache and the Hub cannot be reached", "Check the network"],
+        path="someone/rows",
     ),
 }
 
