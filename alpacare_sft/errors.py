@@ -13,6 +13,7 @@ Each message stands alone: what must be, what was found, and what to do about it
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 
 class AlpacareError(Exception):
@@ -21,18 +22,28 @@ class AlpacareError(Exception):
     exit_code = 1
 
 
+class Fault(NamedTuple):
+    """What is wrong with one key of a recipe; as text, the sentence that a user reads."""
+
+    key: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.key}{self.text}" if self.text.startswith(":") else f"{self.key} {self.text}"
+
+
 class RecipeError(AlpacareError):
-    """The recipe cannot work; carries every fault that was found.
+    """The recipe cannot work; carries all of its faults.
 
     Args:
-        faults: one message for each fault, in the order of the file.
+        faults: each fault, in the order of the file.
         source: the file that holds them, for the message's first line.
     """
 
     exit_code = 2
 
-    def __init__(self, faults: str | Sequence[str], source: str = "") -> None:
-        self.faults = [faults] if isinstance(faults, str) else list(faults)
+    def __init__(self, faults: str | Sequence[str | Fault], source: str = "") -> None:
+        self.faults = [faults] if isinstance(faults, str) else [str(fault) for fault in faults]
         self.source = source
         lines = "\n".join(f"  - {fault}" for fault in self.faults)
         if not source and len(self.faults) == 1:

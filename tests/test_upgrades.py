@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import typing
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import load_file
 
 from alpacare_sft import ask, evaluate, push, train
 from alpacare_sft.errors import RecipeError, RunError
-from alpacare_sft.recipe import keys, loading
+from alpacare_sft.recipe import keys, validation
 from alpacare_sft.recipe.document import dump_yaml
 from alpacare_sft.recipe.loading import Recipe, load_recipe
 from alpacare_sft.recipe.resolved import SHOWN_ONLY, recipe_document, recipe_sha256, settle
@@ -42,44 +41,28 @@ CHANGES = [  # section, and what another version of its class does
 ]
 
 
-def other_class(
-    original: type, added: dict[str, Any] | None = None, removed: Any = (), defaults: dict[str, Any] | None = None
-) -> type:
-    """A dataclass with the fields of another one, but for these."""
-    hints = typing.get_type_hints(original, include_extras=True)
-    fields: list[Any] = []
-    for item in dataclasses.fields(original):
-        if item.name not in removed:
-            default = (defaults or {}).get(item.name, item.default)
-            factory = {} if item.name in (defaults or {}) else {"default_factory": item.default_factory}
-            spec: Any = dataclasses.field(
-                default=default, init=item.init, **(factory if default is dataclasses.MISSING else {})
-            )
-            fields.append((item.name, hints[item.name], spec))
-    fields += [(name, type(value), dataclasses.field(default=value)) for name, value in (added or {}).items()]
-    return dataclasses.make_dataclass(original.__name__, fields, kw_only=True)
-
-
-def forget() -> None:
-    for function in (keys.known_keys, loading.build_parser, loading.upstream_defaults):
-        function.cache_clear()
-
-
 @pytest.fixture
 def upgrade(monkeypatch: pytest.MonkeyPatch) -> Iterator[Upgrade]:
     """`upgrade("train", added={"new_key": 3})`: TRL becomes another version."""
-    classes, installed = keys.upstream_classes(), record._version
+    fields, installed = keys.upstream_fields, record._version
 
-    def change(section: str, **changes: Any) -> None:
+    def change(section: str, added: Any = (), removed: Any = (), defaults: Any = ()) -> None:
+        other = {name: field for name, field in fields(section).items() if name not in removed}
+        other |= {name: keys.Field(type(value), value) for name, value in dict(added).items()}
+        other |= {name: other[name]._replace(default=value) for name, value in dict(defaults).items()}
         package = {"train": "trl", "lora": "peft"}[section]
-        other = {**classes, section: other_class(classes[section], **changes)}
-        monkeypatch.setattr(keys, "upstream_classes", lambda: other)
+        monkeypatch.setattr(keys, "upstream_fields", lambda name: other if name == section else fields(name))
         monkeypatch.setattr(record, "_version", lambda name: OTHER if name == package else installed(name))
         forget()
 
     yield change
     monkeypatch.undo()
     forget()
+
+
+def forget() -> None:
+    keys.known_keys.cache_clear()
+    validation.recipe_model.cache_clear()
 
 
 @pytest.fixture

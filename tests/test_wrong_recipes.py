@@ -156,19 +156,19 @@ WRONG = {
     "max_seq_length": Wrong(["train.max_seq_length", "Use train.max_length"], "train: {max_seq_length: 512}"),
     "tokenizer": Wrong(["train.tokenizer", "model.model_name_or_path"], "train: {tokenizer: x}"),
     # refused
-    "train.output_dir": Wrong(["train.output_dir is not taken here", "at the top"], "train: {output_dir: x}"),
-    "completion_only_loss": Wrong(["train.completion_only_loss is not taken"], "train: {completion_only_loss: true}"),
-    "push_to_hub": Wrong(["train.push_to_hub is not taken here", "a step of its own"], "train: {push_to_hub: true}"),
-    "hub_token": Wrong(["train.hub_token is not taken here", "environment"], "train: {hub_token: secret}"),
+    "train.output_dir": Wrong(["train.output_dir cannot be set in a recipe", "at the top"], "train: {output_dir: x}"),
+    "completion_only_loss": Wrong(["train.completion_only_loss cannot be set"], "train: {completion_only_loss: true}"),
+    "push_to_hub": Wrong(["train.push_to_hub cannot be set", "a step of its own"], "train: {push_to_hub: true}"),
+    "hub_token": Wrong(["train.hub_token cannot be set in a recipe", "environment"], "train: {hub_token: secret}"),
     "model_init_kwargs": Wrong(
-        ["train.model_init_kwargs is not taken", "section model"], "train: {model_init_kwargs: {}}"
+        ["train.model_init_kwargs cannot be set", "section model"], "train: {model_init_kwargs: {}}"
     ),
     "resume_from_checkpoint": Wrong(
         ["train.resume_from_checkpoint", "resume: auto"], "train: {resume_from_checkpoint: x}"
     ),
-    "lora.task_type": Wrong(["lora.task_type is not taken here", "CAUSAL_LM"], "lora: {task_type: CAUSAL_LM}"),
+    "lora.task_type": Wrong(["lora.task_type cannot be set in a recipe", "CAUSAL_LM"], "lora: {task_type: CAUSAL_LM}"),
     "lora.loftq_config": Wrong(
-        ["lora.loftq_config is not taken here", "quantization: nf4"], "lora: {loftq_config: {loftq_bits: 4}}"
+        ["lora.loftq_config cannot be set in a recipe", "quantization: nf4"], "lora: {loftq_config: {loftq_bits: 4}}"
     ),
     # across keys
     "best checkpoint never saved": Wrong(
@@ -215,9 +215,9 @@ WRONG = {
         "train: {dataloader_persistent_workers: true}",
     ),
     "no padding": Wrong(["train.padding_free needs train.packing"], "train: {padding_free: true}"),
-    "last batch dropped": Wrong(["train.dataloader_drop_last is not taken"], "train: {dataloader_drop_last: true}"),
-    "FSDP": Wrong(["train.fsdp is not taken here", "the whole model"], "train: {fsdp: full_shard}"),
-    "DeepSpeed": Wrong(["train.deepspeed is not taken here", "the whole model"], "train: {deepspeed: zero3.json}"),
+    "last batch dropped": Wrong(["train.dataloader_drop_last cannot be set"], "train: {dataloader_drop_last: true}"),
+    "FSDP": Wrong(["train.fsdp cannot be set", "the whole model"], "train: {fsdp: full_shard}"),
+    "DeepSpeed": Wrong(["train.deepspeed cannot be set", "the whole model"], "train: {deepspeed: zero3.json}"),
     # text
     "anchors past all bounds": Wrong(
         ["recipe.yaml: not valid YAML: its anchors stand for more than 100,000 values"],

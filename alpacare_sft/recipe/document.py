@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from alpacare_sft.errors import RecipeError
+from alpacare_sft.errors import Fault, RecipeError
 
 _MOST_VALUES = 100_000
 
@@ -62,7 +62,7 @@ def dump_yaml(document: Mapping[str, Any]) -> str:
     return yaml.dump(document, Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True, width=100)
 
 
-def parse_yaml(text: str) -> tuple[Any, list[str]]:
+def parse_yaml(text: str) -> tuple[Any, list[Fault]]:
     """The value of a YAML text and a fault for each key that stands twice in one mapping.
 
     Raises:
@@ -89,18 +89,18 @@ def _count_values(node: yaml.Node, counted: dict[int, int]) -> int:
     return counted[id(node)]
 
 
-def _duplicates(node: yaml.Node | None, section: str = "") -> Iterator[str]:
+def _duplicates(node: yaml.Node | None, section: str = "") -> Iterator[Fault]:
     lines: dict[str, int] = {}
     for key_node, value in node.value if isinstance(node, yaml.MappingNode) else ():
         key, line = f"{section}{key_node.value}", key_node.start_mark.line + 1
         if key in lines and key_node.value != "<<":
-            yield f"{key} must stand once, got it again on line {line} after line {lines[key]}. Keep one of them."
+            yield Fault(key, f"must stand once, got it again on line {line} after line {lines[key]}. Keep one of them.")
         lines.setdefault(key, line)
         if value.start_mark.index >= key_node.end_mark.index:  # an alias stands elsewhere, where it is looked at
             yield from _duplicates(value, f"{key}.")
 
 
-def read_document(path: Path) -> tuple[dict[str, Any], list[str]]:
+def read_document(path: Path) -> tuple[dict[str, Any], list[Fault]]:
     """A recipe file as a mapping of sections, and the faults of its text.
 
     Raises:
@@ -188,7 +188,7 @@ def _is_number(word: str) -> bool:
     return isinstance(yaml.safe_load(word), int | float)
 
 
-def apply_overrides(document: dict[str, Any], overrides: Sequence[tuple[str, Any]]) -> list[str]:
+def apply_overrides(document: dict[str, Any], overrides: Sequence[tuple[str, Any]]) -> list[Fault]:
     """Write dotted keys into `document`, in place; a fault for each that runs through a value."""
     faults = []
     for dotted, value in overrides:
@@ -198,7 +198,7 @@ def apply_overrides(document: dict[str, Any], overrides: Sequence[tuple[str, Any
             if target.get(section) is None:
                 target[section] = {}
             if not isinstance(target[section], dict):
-                faults.append(f"{dotted} must name a key of a section, but {section} holds a value.")
+                faults.append(Fault(dotted, f"must name a key of a section, but {section} holds a value."))
                 break
             target = target[section]
         else:

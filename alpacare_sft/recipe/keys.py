@@ -1,15 +1,24 @@
-"""The keys that a recipe may hold, and the faults of keys that it may not."""
+"""The keys that a recipe may hold, with their types and defaults.
+
+Those of `train` and `lora` are read from the installed source of TRL, transformers and PEFT: importing these
+takes seconds, parsing five files hundredths of one.
+"""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import functools
+import importlib.util
+import operator
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, Union
 
-from alpacare_sft.recipe import rules, sections
+from alpacare_sft.recipe import sections
 
 SECTIONS: dict[str, type] = {
     "model": sections.ModelSection,
@@ -21,25 +30,125 @@ SECTIONS: dict[str, type] = {
     "safety": sections.SafetySection,
     "hub": sections.HubSection,
 }
+# Package, file and class, each after the one that it inherits from.
+_UPSTREAM = {
+    "train": (
+        ("transformers", "training_args.py", "TrainingArguments"),
+        ("trl", "trainer/base_config.py", "_BaseConfig"),
+        ("trl", "trainer/sft_config.py", "SFTConfig"),
+    ),
+    "lora": (
+        ("peft", "config.py", "PeftConfigMixin"),
+        ("peft", "config.py", "PeftConfig"),
+        ("peft", "tuners/lora/config.py", "LoraConfig"),
+    ),
+}
+_ENUMERATIONS = (
+    ("transformers", "trainer_utils.py"),
+    ("transformers", "training_args.py"),
+    ("transformers", "debug_utils.py"),
+)
 
 
-def upstream_classes() -> dict[str, type]:
-    """The classes of the sections `train` and `lora`; importing them takes seconds."""
-    from peft import LoraConfig
-    from trl import SFTConfig
+class Field(typing.NamedTuple):
+    """Type and default of one key of `train` or `lora`; a default that the source does not show is None."""
 
-    return {"train": SFTConfig, "lora": LoraConfig}
+    annotation: Any
+    default: Any
+
+
+class _Names(dict[str, Any]):
+    """What annotations may name; a class that is no enumeration is a mapping in a recipe."""
+
+    def __missing__(self, name: str) -> Any:
+        return dict[str, Any]
+
+
+@cache
+def upstream_fields(section: str) -> dict[str, Field]:
+    """Key → type and default, for every argument of `trl.SFTConfig` (`train`) or `peft.LoraConfig` (`lora`)."""
+    fields: dict[str, Field] = {}
+    for package, file, name in _UPSTREAM[section]:
+        tree = _parse(package, file)
+        constants = {target: value for target, value in _assignments(tree) if isinstance(value, ast.Constant)}
+        body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+        for target, value, annotation in _annotated(body):
+            if "ClassVar" in ast.unparse(annotation):
+                continue
+            options = {item.arg: item.value for item in value.keywords} if isinstance(value, ast.Call) else {}
+            if isinstance(init := options.get("init"), ast.Constant) and init.value is False:
+                fields.pop(target, None)
+            else:
+                default = options.get("default", options.get("default_factory", value))
+                fields[target] = Field(_evaluate(annotation), _default(default, constants))
+    return fields
+
+
+@cache
+def _parse(package: str, file: str) -> ast.Module:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations
+    return ast.parse((Path(spec.submodule_search_locations[0]) / file).read_text(encoding="utf-8"))
+
+
+def _assignments(tree: ast.Module | ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            yield node.targets[0].id, node.value
+
+
+def _annotated(body: list[ast.stmt]) -> Iterator[tuple[str, ast.expr | None, ast.expr]]:
+    for node in body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id, node.value, node.annotation
+
+
+@cache
+def _names() -> _Names:
+    """Typing's names, built-in types, and each of transformers' enumerations as the closed list of its values."""
+    names = _Names(
+        {**vars(typing), **{kind.__name__: kind for kind in (int, float, str, bool, dict, list, tuple, set)}}
+    )
+    for package, file in _ENUMERATIONS:
+        for node in _parse(package, file).body:
+            if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Enum") for base in node.bases):
+                values = tuple(value.value for _, value in _assignments(node) if isinstance(value, ast.Constant))
+                names[node.name] = Literal[values]
+    return names
+
+
+def _evaluate(annotation: ast.expr) -> Any:
+    """The type of an annotation, without the `| str` beside a closed list, which would let misspellings through."""
+    value = eval(compile(ast.Expression(annotation), "<annotation>", "eval"), {"__builtins__": {}}, _names())
+    if isinstance(value, str):
+        return _evaluate(ast.parse(value, mode="eval").body)
+    parts = flatten(value)
+    if str in parts and any(typing.get_origin(part) is Literal for part in parts):
+        parts = [part for part in parts if part is not str]
+    return functools.reduce(operator.or_, parts)
+
+
+def _default(value: ast.expr | None, constants: Mapping[str, Any]) -> Any:
+    if isinstance(value, ast.Name):
+        value = constants.get(value.id)
+    if isinstance(value, ast.Lambda):
+        value = value.body
+    try:
+        return None if value is None else ast.literal_eval(value)
+    except ValueError:
+        return None
 
 
 @cache
 def known_keys() -> dict[str, dict[str, Any]]:
-    """Section → key → annotation, for every key that a recipe may hold."""
-    keys: dict[str, dict[str, Any]] = {}
-    for name, section in {**SECTIONS, **upstream_classes()}.items():
-        keys[name] = {f.name: f.type for f in dataclasses.fields(section) if f.init}
-        hints = typing.get_type_hints(section, include_extras=True)
-        keys[name] = {key: hints.get(key, annotation) for key, annotation in keys[name].items()}
-    return keys
+    """Section → key → type, for every key that a recipe may hold."""
+    keys = {name: dict(typing.get_type_hints(section, include_extras=True)) for name, section in SECTIONS.items()}
+    return keys | {name: {key: field.annotation for key, field in upstream_fields(name).items()} for name in _UPSTREAM}
+
+
+def upstream_defaults(section: str) -> dict[str, Any]:
+    """What `train` or `lora` holds when a recipe says nothing."""
+    return {key: field.default for key, field in upstream_fields(section).items()}
 
 
 def is_known_key(dotted: str) -> bool:
@@ -50,82 +159,42 @@ def is_known_key(dotted: str) -> bool:
 
 
 def nested_keys(annotation: Any) -> dict[str, Any] | None:
-    """Key → annotation of a section within a section, or None for a value."""
+    """Key → type of a section within a section, or None for a value."""
     section = nested_section(annotation)
     return None if section is None else typing.get_type_hints(section, include_extras=True)
 
 
 def nested_section(annotation: Any) -> type | None:
     """The dataclass of a section within a section, which may be one that is off by default (`X | None`)."""
-    parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    parts = tuple(part for part in parts if part is not type(None))
-    is_section = len(parts) == 1 and isinstance(parts[0], type) and dataclasses.is_dataclass(parts[0])
-    return parts[0] if is_section else None
+    parts = [part for part in flatten(annotation) if part is not type(None)]
+    return entry_section(parts[0]) if len(parts) == 1 else None
 
 
-def key_faults(document: Mapping[str, Any]) -> Iterator[str]:
-    """Unknown keys, sections that are none, and required keys that are missing."""
-    known = known_keys()
-    top = [*known, "output_dir", "resume"]
-    for section, values in document.items():
-        if section not in top:
-            yield rules.unknown_key("", str(section), top)
-        elif section in known:
-            yield from _section_key_faults(section, values, known[section])
-    for required in ("model.model_name_or_path", "data.path"):
-        section, key = required.split(".")
-        values = document.get(section, {})
-        if isinstance(values, Mapping) and values.get(key) in (None, ""):
-            yield f"{required} must be given. `embedded` needs no network."
-    yield from _missing_in_nested(document, known)
-    yield from _entry_faults(document.get("data"))
-    if document.get("output_dir") in (None, ""):
-        yield "output_dir must be given: the directory of the run, for example runs/demo."
+def entry_section(annotation: Any) -> type | None:
+    """The dataclass among the members of a union and of the lists within, as an entry of `data.path` may be one."""
+    for part in flatten(annotation):
+        if isinstance(part, type) and dataclasses.is_dataclass(part):
+            return part
+        if typing.get_origin(part) is list and (section := entry_section(*typing.get_args(part))):
+            return section
+    return None
 
 
-def _section_key_faults(section: str, values: Any, known: Mapping[str, Any]) -> Iterator[str]:
-    if not isinstance(values, Mapping):
-        yield f"{section} must be a section of keys, got {values!r}."
-        return
-    for key, value in values.items():
-        if key not in known:
-            if rules.refused_key(section, str(key)) is None:
-                yield rules.unknown_key(section, str(key), list(known))
-        elif (inner := nested_keys(known[key])) is not None and value is not None:
-            yield from _section_key_faults(f"{section}.{key}", value, inner)
+def flatten(annotation: Any) -> list[Any]:
+    """The members of a union, or the type alone."""
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        return [part for argument in typing.get_args(annotation) for part in flatten(argument)]
+    return [annotation]
 
 
-def _missing_in_nested(document: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Required keys that a section within a section lacks."""
-    for section, keys in known.items():
-        outer = document.get(section)
-        if not isinstance(outer, Mapping):
-            continue
-        for key, annotation in keys.items():
-            inner, values = nested_section(annotation), outer.get(key)
-            if inner is None or not isinstance(values, Mapping):
-                continue
-            for item in dataclasses.fields(inner):
-                required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-                if required and values.get(item.name) in (None, ""):
-                    yield f"{section}.{key}.{item.name} must be given."
-
-
-def _entry_faults(data: Any) -> Iterator[str]:
-    """Keys of the entries of `data.path` that name a part of a Hub data set."""
-    path = data.get("path") if isinstance(data, Mapping) else None
-    known = typing.get_type_hints(sections.HubDataset)
-    for entry in path if isinstance(path, list) else [path]:
-        if isinstance(entry, Mapping):
-            yield from _section_key_faults("data.path", entry, known)
-            if not entry.get("path"):
-                yield "data.path.path must be given: the id of a Hub data set, owner/name."
-
-
-def refused_faults(document: Mapping[str, Any]) -> Iterator[str]:
-    """Keys of TRL and PEFT that would contradict one of ours."""
-    for section in ("train", "lora"):
+def leaves(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything that a document sets, into the sections within sections; known keys alone."""
+    for section, keys in known_keys().items():
         values = document.get(section)
-        for key in values if isinstance(values, Mapping) else ():
-            if fault := rules.refused_key(section, str(key)):
-                yield fault
+        for key, value in values.items() if isinstance(values, Mapping) else ():
+            inner = nested_keys(keys[key]) if key in keys else None
+            if isinstance(value, Mapping) and inner:
+                yield from ((f"{section}.{key}.{name}", one) for name, one in value.items() if name in inner)
+            elif key in keys:
+                yield f"{section}.{key}", value
+    yield from ((key, document[key]) for key in ("output_dir", "resume") if document.get(key) not in (None, ""))

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import Any, get_type_hints
 
 from alpacare_sft.recipe import rules, sections
-from alpacare_sft.recipe.keys import SECTIONS, nested_section, upstream_classes
-from alpacare_sft.recipe.loading import RESUME
+from alpacare_sft.recipe.keys import SECTIONS, nested_section
+from alpacare_sft.recipe.validation import RESUME, recipe_model
 from alpacare_sft.recipe.values import describe_type
 
 TRL_PAGE = "https://huggingface.co/docs/trl/sft_trainer#trl.SFTConfig"
@@ -32,45 +32,19 @@ def field_docs(section: type) -> dict[str, str]:
 
 def recipe_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of a recipe: our keys with their bounds, TRL's and PEFT's as they are."""
-    from pydantic import TypeAdapter
-
-    definitions: dict[str, Any] = {}
-    properties: dict[str, Any] = {}
-    for name, section in {**SECTIONS, **upstream_classes()}.items():
-        schema = TypeAdapter(section).json_schema(mode="validation", ref_template="#/$defs/{model}")
-        for key, inner in schema.pop("$defs", {}).items():
-            definitions[key] = inner
-        refused = rules.REFUSED.get(name, {})
-        schema["properties"] = {k: v for k, v in schema["properties"].items() if k not in refused}
-        schema["required"] = [key for key in schema.get("required", []) if key not in refused]
-        properties[name] = schema
-    for name, section in _nested_sections():
-        _describe(definitions[section.__name__] if section.__name__ in definitions else properties[name], section)
-    for schema in (*properties.values(), *definitions.values()):
-        if schema.get("type") == "object":
-            schema["additionalProperties"] = False
-    properties["output_dir"] = {"type": "string", "description": TOP_KEYS["output_dir"]}
-    _sort_alternatives(properties)
-    _sort_alternatives(definitions)
-    properties["resume"] = {"enum": ["auto", "never"], "default": "auto", "description": TOP_KEYS["resume"]}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "A recipe of alpacare_sft",
-        "type": "object",
-        "properties": properties,
-        "required": ["model", "data", "output_dir"],
-        "additionalProperties": False,
-        "$defs": definitions,
-    }
-
-
-def _sort_alternatives(schema: Any) -> None:
-    """Sort each `anyOf`, in place: the order of a union's members varies with what was imported first."""
-    inner = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
-    for value in inner:
-        _sort_alternatives(value)
-    if isinstance(schema, dict) and isinstance(schema.get("anyOf"), list):
-        schema["anyOf"].sort(key=lambda alternative: json.dumps(alternative, sort_keys=True, default=str))
+    schema = recipe_model().model_json_schema()
+    definitions = schema["$defs"]
+    for _, section in _nested_sections():
+        part = definitions[section.__name__]
+        part |= {"description": inspect.getdoc(section), "additionalProperties": False}
+        for key, text in field_docs(section).items():
+            part["properties"][key]["description"] = text
+    for name, refused in rules.REFUSED.items():
+        known = definitions[name]["properties"]
+        definitions[name]["properties"] = {key: value for key, value in known.items() if key not in refused}
+    for key, text in TOP_KEYS.items():
+        schema["properties"][key]["description"] = text
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "A recipe of alpacare_sft"}
 
 
 def recipe_schema_text() -> str:
@@ -84,12 +58,6 @@ def _nested_sections() -> Iterator[tuple[str, type]]:
     yield "data.clean", sections.CleanSection
     yield "data.splits", sections.SplitsSection
     yield "evaluate.judge", sections.JudgeSection
-
-
-def _describe(schema: dict[str, Any], section: type) -> None:
-    schema["description"] = inspect.getdoc(section)
-    for key, text in field_docs(section).items():
-        schema["properties"][key]["description"] = text
 
 
 def recipe_reference() -> str:

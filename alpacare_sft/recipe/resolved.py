@@ -13,8 +13,8 @@ from typing import Any
 from alpacare_sft.errors import RecipeError
 from alpacare_sft.recipe import rules
 from alpacare_sft.recipe.document import dump_yaml
-from alpacare_sft.recipe.keys import SECTIONS, is_known_key, known_keys, nested_keys
-from alpacare_sft.recipe.loading import Recipe, upstream_defaults
+from alpacare_sft.recipe.keys import SECTIONS, is_known_key, known_keys, nested_keys, upstream_defaults
+from alpacare_sft.recipe.loading import Recipe
 from alpacare_sft.recipe.values import plain_value
 
 # The sections that have a say in the trained weights, in the order of a recipe.

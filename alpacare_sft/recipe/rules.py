@@ -1,6 +1,6 @@
 """Faults of a recipe that its types cannot show.
 
-Each check reads plain values and yields messages, so that all faults of a recipe are told at once.
+Each check reads plain values and yields faults, so that all faults of a recipe are reported at once.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from alpacare_sft.errors import Fault
 from alpacare_sft.recipe.sections import TEXT_COLUMNS
 
 RENAMED = {
@@ -135,192 +136,213 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _NEED_WORKERS = ("dataloader_persistent_workers", "dataloader_multiprocessing_context", "dataloader_prefetch_factor")
 
 
-def unknown_key(section: str, key: str, known: list[str]) -> str:
-    """The message for a key that does not exist: its new name, its place, or the nearest one."""
+def unknown_key(section: str, key: str, known: Sequence[str]) -> Fault:
+    """A key that does not exist: its new name, its place, or the nearest one."""
     dotted = f"{section}.{key}" if section else key
     if new := RENAMED.get(section, {}).get(key):
-        return f"{dotted} is not a key any more. Use {new}."
+        return Fault(dotted, f"is not a key any more. Use {new}.")
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if close:
         nearest = f"{section}.{close[0]}" if section else close[0]
-        return f"{dotted} is not a key. Did you mean {nearest}?"
+        return Fault(dotted, f"is not a key. Did you mean {nearest}?")
     listed = f"Known keys: {', '.join(known)}." if len(known) < 15 else "recipes/README.md says where they are listed."
-    return f"{dotted} is not a key{f' of {section}' if section else ''}. {listed}"
+    return Fault(dotted, f"is not a key{f' of {section}' if section else ''}. {listed}")
 
 
-def refused_key(section: str, key: str) -> str | None:
-    """The message for a key of TRL or PEFT that would contradict one of ours, or None."""
+def refused_key(section: str, key: str) -> Fault | None:
+    """The fault of a key of TRL or PEFT that would contradict one of ours, or None."""
     reason = REFUSED.get(section, {}).get(key)
     if reason is None and section == "train" and key in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
         return unknown_key(section, key, [])
-    return None if reason is None else f"{section}.{key} is not taken here. {reason}."
+    return None if reason is None else Fault(f"{section}.{key}", f"cannot be set in a recipe. {reason}.")
 
 
-def bound_faults(train: Mapping[str, Any], lora: Mapping[str, Any]) -> Iterator[str]:
+def bound_faults(train: Mapping[str, Any], lora: Mapping[str, Any]) -> Iterator[Fault]:
     """Numbers of `train` and `lora` that upstream would take and that cannot work."""
     for key, low, included in TRAIN_BOUNDS:
         value = train.get(key)  # a version of TRL may lack any of them
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if not math.isfinite(value):
-            yield f"train.{key} must be a finite number, got {value:g}."
+            yield Fault(f"train.{key}", f"must be a finite number, got {value:g}.")
         elif value < low or (value == low and not included):
-            yield f"train.{key} must be {'at least' if included else 'more than'} {low}, got {value:g}."
+            yield Fault(f"train.{key}", f"must be {'at least' if included else 'more than'} {low}, got {value:g}.")
     for key, choices in TRAIN_CHOICES.items():
         if train.get(key, choices[0]) not in choices:
-            yield f"train.{key} must be one of {', '.join(choices)}, got {train[key]}."
+            yield Fault(f"train.{key}", f"must be one of {', '.join(choices)}, got {train[key]}.")
     if train["max_steps"] != -1 and train["max_steps"] < 1:
-        yield f"train.max_steps must be at least 1, or -1 for whole epochs, got {train['max_steps']}."
+        yield Fault("train.max_steps", f"must be at least 1, or -1 for whole epochs, got {train['max_steps']}.")
     if train["seed"] >= 2**32:
-        yield f"train.seed must be less than 2**32, as numpy's is, got {train['seed']}."
+        yield Fault("train.seed", f"must be less than 2**32, as numpy's is, got {train['seed']}.")
     if train["max_length"] is None:
-        yield "train.max_length must be a number of tokens, got null. The reference is 512."
+        yield Fault("train.max_length", "must be a number of tokens, got null. The reference is 512.")
     if isinstance(train["warmup_steps"], float) and train["warmup_steps"] == 1.0:
-        yield (
-            "train.warmup_steps must be a whole number of steps or a share below 1, got 1.0, which is one step "
-            "and not the whole run. Write 1 or 0.99."
+        yield Fault(
+            "train.warmup_steps",
+            "must be a whole number of steps or a share below 1, got 1.0, which is one step "
+            "and not the whole run. Write 1 or 0.99.",
         )
     if not isinstance(lora["r"], int) or lora["r"] < 1:
-        yield f"lora.r must be at least 1, got {lora['r']}."
+        yield Fault("lora.r", f"must be at least 1, got {lora['r']}.")
     if lora["lora_alpha"] is not None and lora["lora_alpha"] <= 0:
-        yield f"lora.lora_alpha must be more than 0, got {lora['lora_alpha']}."
+        yield Fault("lora.lora_alpha", f"must be more than 0, got {lora['lora_alpha']}.")
     if str(lora.get("init_lora_weights")).startswith("pissa_niter"):
-        yield (
-            f"lora.init_lora_weights must not be {lora['init_lora_weights']}: it draws at random and changes the base, "
-            "so that the saved adapter does not load back as it was trained. Use pissa or olora, which are exact."
+        yield Fault(
+            "lora.init_lora_weights",
+            f"must not be {lora['init_lora_weights']}: it draws at random and changes the base, "
+            "so that the saved adapter does not load back as it was trained. Use pissa or olora, which are exact.",
         )
     if lora.get("init_lora_weights") == "loftq":
-        yield "lora.init_lora_weights must not be loftq: it needs lora.loftq_config, which is not taken. Use pissa."
+        yield Fault(
+            "lora.init_lora_weights", "must not be loftq: it needs lora.loftq_config, which is not taken. Use pissa."
+        )
     if not 0 <= lora["lora_dropout"] < 1:
-        yield f"lora.lora_dropout must be at least 0 and below 1, got {lora['lora_dropout']:g}."
+        yield Fault("lora.lora_dropout", f"must be at least 0 and below 1, got {lora['lora_dropout']:g}.")
 
 
-def target_faults(lora: Mapping[str, Any]) -> Iterator[str]:
+def target_faults(lora: Mapping[str, Any]) -> Iterator[Fault]:
     """LoRA on layers that the loss does not see, or that are not LoRA's to keep."""
     targets = lora["target_modules"]
     names = [targets] if isinstance(targets, str) else list(targets or ())
     if targets is not None and not names:
-        yield "lora.target_modules must name at least one layer, got an empty list. The reference is [q_proj, v_proj]."
+        yield Fault(
+            "lora.target_modules", "must name at least one layer, got an empty list. The reference is [q_proj, v_proj]."
+        )
     if any(name == "lm_head" or name.endswith(".lm_head") for name in names):
-        yield (
-            "lora.target_modules must not hold lm_head: the loss reads the head's weights directly, an adapter "
-            "there would never be trained. Remove it."
+        yield Fault(
+            "lora.target_modules",
+            "must not hold lm_head: the loss reads the head's weights directly, an adapter "
+            "there would never be trained. Remove it.",
         )
     for name in lora.get("modules_to_save") or ():
-        yield (
-            f"lora.modules_to_save must be empty, got {name}: whole layers in the adapter cannot be merged, compared "
-            "or published as LoRA. Remove it."
+        yield Fault(
+            "lora.modules_to_save",
+            f"must be empty, got {name}: whole layers in the adapter cannot be merged, compared "
+            "or published as LoRA. Remove it.",
         )
 
 
-def evaluation_faults(train: Mapping[str, Any], has_validation: bool) -> Iterator[str]:
+def evaluation_faults(train: Mapping[str, Any], has_validation: bool) -> Iterator[Fault]:
     """Evaluation, saving and best-model loading that do not fit together."""
     evaluation, saving = str(train["eval_strategy"]), str(train["save_strategy"])
     metric = str(train.get("metric_for_best_model") or "loss").removeprefix("eval_")
     if metric not in ("loss", "mean_token_accuracy"):
-        yield f"train.metric_for_best_model must be loss or mean_token_accuracy, got {metric}."
+        yield Fault("train.metric_for_best_model", f"must be loss or mean_token_accuracy, got {metric}.")
     if metric == "loss" and train.get("greater_is_better"):
-        yield "train.greater_is_better must not be true for a loss: it keeps the worst checkpoint. Leave it out."
+        yield Fault(
+            "train.greater_is_better", "must not be true for a loss: it keeps the worst checkpoint. Leave it out."
+        )
     if evaluation != "no" and not has_validation:
-        yield (
-            f"train.eval_strategy: {evaluation} needs validation rows, data.splits.validation is 0. "
-            "Give it rows, or set train.eval_strategy: no."
+        yield Fault(
+            "train.eval_strategy",
+            f": {evaluation} needs validation rows, data.splits.validation is 0. "
+            "Give it rows, or set train.eval_strategy: no.",
         )
     if not train["load_best_model_at_end"] or evaluation == "no" or saving == "best":
         return
     if evaluation != saving:
-        yield (
-            f"train.load_best_model_at_end needs train.save_strategy equal to train.eval_strategy, got {saving} "
-            f"and {evaluation}."
+        yield Fault(
+            "train.load_best_model_at_end",
+            f"needs train.save_strategy equal to train.eval_strategy, got {saving} and {evaluation}.",
         )
     elif evaluation == "steps":
         every = train["eval_steps"] or train["logging_steps"]
         share = every < 1, train["save_steps"] < 1
         uneven = (train["save_steps"] / every) % 1 > 1e-9
         if share[0] != share[1] or (every > 0 and uneven):
-            yield (
-                f"train.save_steps must be a multiple of train.eval_steps when train.load_best_model_at_end is set, "
-                f"got {train['save_steps']:g} and {every:g}."
+            yield Fault(
+                "train.save_steps",
+                "must be a multiple of train.eval_steps when train.load_best_model_at_end is set, "
+                f"got {train['save_steps']:g} and {every:g}.",
             )
 
 
-def judge_faults(judge: Any, baseline: bool, metrics: Sequence[str]) -> Iterator[str]:
+def judge_faults(judge: Any, baseline: bool, metrics: Sequence[str]) -> Iterator[Fault]:
     """Addresses and names of the judge that cannot be right; a key that stands in them is not shown."""
     if judge is None:
         return
     if not baseline:
-        yield "evaluate.judge compares base and adapter and needs evaluate.baseline: true, got false."
+        yield Fault("evaluate.judge", "compares base and adapter and needs evaluate.baseline: true, got false.")
     if not {"rouge", "similarity"} & set(metrics):
-        yield "evaluate.judge reads written answers and needs rouge or similarity in evaluate.metrics."
+        yield Fault("evaluate.judge", "reads written answers and needs rouge or similarity in evaluate.metrics.")
     try:
         parts = urlsplit(judge.endpoint)
     except ValueError:
         parts = urlsplit("")
     if parts.username or parts.password or parts.query:
-        yield "evaluate.judge.endpoint must hold no password and no query. The key comes by evaluate.judge.api_key_env."
+        yield Fault(
+            "evaluate.judge.endpoint",
+            "must hold no password and no query. The key comes by evaluate.judge.api_key_env.",
+        )
     elif parts.scheme not in ("http", "https") or not parts.hostname:
-        yield (
-            "evaluate.judge.endpoint must be an address such as http://localhost:8000/v1 or https://host/v1, "
-            f"got {judge.endpoint!r}."
+        yield Fault(
+            "evaluate.judge.endpoint",
+            f"must be an address such as http://localhost:8000/v1 or https://host/v1, got {judge.endpoint!r}.",
         )
     if judge.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", judge.api_key_env):
-        yield (
-            "evaluate.judge.api_key_env must be the name of an environment variable, not the key itself. "
-            "Put the key into a variable, such as OPENAI_API_KEY, and name that."
+        yield Fault(
+            "evaluate.judge.api_key_env",
+            "must be the name of an environment variable, not the key itself. "
+            "Put the key into a variable, such as OPENAI_API_KEY, and name that.",
         )
 
 
-def safety_faults(disclaimer: str) -> Iterator[str]:
+def safety_faults(disclaimer: str) -> Iterator[Fault]:
     """The notice is what people read beside every answer; there is none without words."""
     if not disclaimer.strip():
-        yield "safety.disclaimer must hold words, it stands beside every answer that people read. Leave it out."
+        yield Fault(
+            "safety.disclaimer", "must hold words, it stands beside every answer that people read. Leave it out."
+        )
 
 
-def combination_faults(train: Mapping[str, Any], data: Any, prompt: Any, metrics: Sequence[str]) -> Iterator[str]:
+def combination_faults(train: Mapping[str, Any], data: Any, prompt: Any, metrics: Sequence[str]) -> Iterator[Fault]:
     """Keys that are right alone and wrong together."""
     if train["fp16"] and train["bf16"]:
-        yield "train.fp16 and train.bf16 must not both be true. Leave both out to let the hardware decide."
+        yield Fault("train.fp16", "and train.bf16 must not both be true. Leave both out to let the hardware decide.")
     for key in _NEED_WORKERS:
         if train.get(key) and not train.get("dataloader_num_workers"):
-            yield f"train.{key} needs train.dataloader_num_workers of at least 1, got 0."
+            yield Fault(f"train.{key}", "needs train.dataloader_num_workers of at least 1, got 0.")
     if train.get("padding_free") and not train.get("packing"):
-        yield "train.padding_free needs train.packing: true, which turns it on by itself. Leave it out."
+        yield Fault("train.padding_free", "needs train.packing: true, which turns it on by itself. Leave it out.")
     for key in data.columns:
         if key not in TEXT_COLUMNS:
-            yield f"data.columns.{key} must be one of instruction, input, output."
+            yield Fault(f"data.columns.{key}", "must be one of instruction, input, output.")
     for key in data.constants:
         if key not in TEXT_COLUMNS[:2]:
-            yield f"data.constants.{key} must be instruction or input: an answer cannot be a constant."
+            yield Fault(f"data.constants.{key}", "must be instruction or input: an answer cannot be a constant.")
     yield from _data_faults(data)
     sizes = (data.splits.train, data.splits.validation, data.splits.test)
     fractions = sum(size for size in sizes if isinstance(size, float))
     if fractions > 1 + 1e-9:
-        yield f"data.splits must not add up to more than 1, got {fractions:g}."
+        yield Fault("data.splits", f"must not add up to more than 1, got {fractions:g}.")
     if prompt.overflow == "truncate_output" and train.get("packing") and train.get("packing_strategy") == "wrapped":
-        yield "train.packing_strategy: wrapped cuts rows in the middle. Use bfd."
+        yield Fault("train.packing_strategy", ": wrapped cuts rows in the middle. Use bfd.")
     if not metrics or len(set(metrics)) < len(metrics):
-        yield f"evaluate.metrics must name each score once, got {list(metrics)}."
+        yield Fault("evaluate.metrics", f"must name each score once, got {list(metrics)}.")
 
 
-def _data_faults(data: Any) -> Iterator[str]:
+def _data_faults(data: Any) -> Iterator[Fault]:
     """Entries of `data.path` and names of splits that cannot be right."""
     entries = data.path if isinstance(data.path, list) else [data.path]
     if not data.path:
-        yield "data.path must name a data set or a file, got nothing."
+        yield Fault("data.path", "must name a data set or a file, got nothing.")
     parts = [entry for entry in entries if not isinstance(entry, str)]
     for entry in parts:
         if not _HUB_ID.fullmatch(entry.path):
-            yield (
-                f"data.path.path must be the id of a Hub data set, owner/name, got {entry.path!r}. A local file is "
-                f"text: data.path: {entry.path}"
+            yield Fault(
+                "data.path.path",
+                f"must be the id of a Hub data set, owner/name, got {entry.path!r}. A local file is text: "
+                f"data.path: {entry.path}",
             )
     if parts and data.revision is not None:
-        yield "data.revision must be left out beside an entry {path: …}. Write it there: {path: …, revision: …}."
+        remedy = "Write it there: {path: …, revision: …}."
+        yield Fault("data.revision", f"must be left out beside an entry {{path: …}}. {remedy}")
     named = [size for size in vars(data.splits).values() if isinstance(size, str)]
     if "" in (name.strip() for name in named):
-        yield "data.splits must hold a size or the name of a split, got ''."
+        yield Fault("data.splits", "must hold a size or the name of a split, got ''.")
     if named and len(entries) > 1:
-        yield (
-            f"data.splits names a split ({named[0]}), which needs data.path to be one Hub data set, got "
-            f"{len(entries)} entries. Give sizes in rows, or name one data set."
+        yield Fault(
+            "data.splits",
+            f"names a split ({named[0]}), which needs data.path to be one Hub data set, got {len(entries)} entries. "
+            "Give sizes in rows, or name one data set.",
         )

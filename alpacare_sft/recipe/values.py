@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import copy
 import dataclasses
 import enum
-import functools
-import operator
-import types
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from alpacare_sft.recipe.keys import flatten
 
 _WORDS: dict[Any, str] = {
     int: "a whole number",
@@ -22,52 +19,13 @@ _WORDS: dict[Any, str] = {
 _BOUND_WORDS = (("gt", "more than"), ("ge", "at least"), ("lt", "less than"), ("le", "at most"))
 
 
-def fits_type(value: Any, annotation: Any) -> bool:
-    """Whether a value of a recipe is one that its key can hold."""
-    from argparse import ArgumentError
-
-    from jsonargparse import ArgumentParser
-
-    if not _is_strictly(value, annotation):
-        return False
-    parts = _flatten(annotation)
-    if isinstance(value, float):  # jsonargparse takes 1.0 for an int, and one row is not all rows
-        parts = [part for part in parts if _plain(part) is not int]
-        if not parts:
-            return False
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=functools.reduce(operator.or_, parts))
-    try:
-        parser.parse_object({"value": copy.deepcopy(value)})  # jsonargparse 4.53 writes into lists
-    except (ArgumentError, ValueError, TypeError):
-        return False
-    return True
-
-
-def _is_strictly(value: Any, annotation: Any) -> bool:
-    """What jsonargparse takes too easily: words where upstream has a closed list, bool for number."""
-    members = [a for a in _flatten(annotation) if isinstance(a, type) and issubclass(a, enum.Enum)]
-    if members and isinstance(value, str):
-        return any(value in [m.value for m in member] for member in members)
-    plain = {_plain(a) for a in _flatten(annotation)}
-    if isinstance(value, bool) and plain & {int, float} and bool not in plain:
-        return False
-    return not (value is None and type(None) not in plain and Any not in plain)
-
-
 def _plain(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
-def _flatten(annotation: Any) -> list[Any]:
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [part for argument in get_args(annotation) for part in _flatten(argument)]
-    return [annotation]
-
-
 def plain_value(value: Any) -> Any:
     """A value as YAML and JSON hold it: enums by their value, sets sorted, objects as mappings."""
-    if isinstance(value, enum.Enum):
+    if isinstance(value, enum.Enum):  # set in Python
         return value.value
     if isinstance(value, Mapping):
         return {str(key): plain_value(inner) for key, inner in value.items()}
@@ -77,20 +35,16 @@ def plain_value(value: Any) -> Any:
         return [plain_value(inner) for inner in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return plain_value(dataclasses.asdict(value))
-    if isinstance(value, argparse.Namespace):
-        return plain_value(vars(value))
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def describe_type(annotation: Any) -> str:
     """An annotation as a person would say it: `a whole number (more than 0) or null`."""
     words: list[str] = []
-    for part in _flatten(annotation):
+    for part in flatten(annotation):
         plain = _plain(part)
         if get_origin(plain) is Literal:
             word = "one of " + ", ".join(str(value) for value in get_args(plain))
-        elif isinstance(plain, type) and issubclass(plain, enum.Enum):
-            word = "one of " + ", ".join(str(member.value) for member in plain)
         elif get_origin(plain) in (list, set):
             inner = describe_type(get_args(plain)[0])
             word = "a list of these" if inner == " or ".join(words) and len(words) > 1 else f"a list of {inner}"
@@ -112,14 +66,9 @@ def describe_type(annotation: Any) -> str:
     return " or ".join(dict.fromkeys(words))
 
 
-def takes_text_or_null(annotation: Any) -> bool:
-    """Whether a value is either text or null, so that text is never anything else."""
-    return set(_flatten(annotation)) == {str, type(None)}
-
-
 def quotes_remedy(value: Any, annotation: Any) -> str:
     """What to do about a number or a truth value that stands for text, such as a commit `1234567`."""
-    plain = {_plain(part) for part in _flatten(annotation)}
+    plain = {_plain(part) for part in flatten(annotation)}
     wants_text = str in plain and not plain & {int, float}
     return " Put it in quotes." if wants_text and isinstance(value, int | float) else ""
 

@@ -14,7 +14,7 @@ from alpacare_sft import runtime
 from alpacare_sft.errors import RecipeError, RunError
 from alpacare_sft.recipe.document import apply_overrides, read_document
 from alpacare_sft.recipe.keys import SECTIONS, is_known_key
-from alpacare_sft.recipe.loading import Recipe, fits_key, recipe_from_document
+from alpacare_sft.recipe.loading import Recipe, recipe_from_document
 from alpacare_sft.recipe.resolved import (
     ADAPTER_SECTIONS,
     SHOWN_ONLY,
@@ -26,6 +26,7 @@ from alpacare_sft.recipe.resolved import (
     settle,
 )
 from alpacare_sft.recipe.sections import EarlyStoppingSection
+from alpacare_sft.recipe.validation import fits_key
 from alpacare_sft.recipe.values import plain_value
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.run.record import version_changes

@@ -1,0 +1,142 @@
+"""A document → typed values, once, with all faults at once. pydantic decides what fits, in strict JSON mode."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from alpacare_sft.errors import Fault
+from alpacare_sft.recipe import keys, rules
+from alpacare_sft.recipe.keys import SECTIONS, entry_section, known_keys, nested_keys, nested_section
+from alpacare_sft.recipe.values import describe_type, quotes_remedy, show_value
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+
+RESUME = Literal["auto", "never"]
+_TOP = {"output_dir": str, "resume": RESUME}
+_REMEDIES = {
+    "model.model_name_or_path": " `embedded` needs no network.",
+    "data.path": " `embedded` needs no network.",
+    "data.path.path": " It is the id of a Hub data set, owner/name.",
+    "output_dir": " It is the directory of the run, for example runs/demo.",
+}
+
+
+@cache
+def recipe_model() -> type[BaseModel]:
+    """The pydantic model of a recipe: our sections, and those of TRL and PEFT by their fields."""
+    from pydantic import ConfigDict, Field, create_model
+
+    config = ConfigDict(extra="forbid", protected_namespaces=())
+    fields: dict[str, Any] = {}
+    for name, section in SECTIONS.items():
+        required = any(_is_required(item) for item in dataclasses.fields(section))
+        fields[name] = (section, ... if required else Field(default_factory=section))
+    for name in ("lora", "train"):
+        model = create_model(name, __config__=config, **keys.upstream_fields(name))  # type: ignore[call-overload]
+        fields[name] = (model, Field(default_factory=model))
+    return create_model("Recipe", __config__=config, **fields, output_dir=(str, ...), resume=(RESUME, "auto"))
+
+
+def _is_required(item: dataclasses.Field[Any]) -> bool:
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+
+
+def validate(document: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[Fault]]:
+    """Values of each section, and the faults.
+
+    Returns:
+        Our sections as their dataclasses, `train` and `lora` as mappings, `output_dir` and `resume`; None if there
+        is a fault. Faults of single keys; what is wrong across keys is for `rules`.
+    """
+    from pydantic import ValidationError
+
+    document = {key: {} if value is None and key in known_keys() else value for key, value in document.items()}
+    refused = [fault for section in ("train", "lora") for fault in _refused(section, document.get(section))]
+    for section, key in (("model", "model_name_or_path"), ("data", "path")):
+        if isinstance(values := document.setdefault(section, {}), dict):
+            document[section] = {
+                name: value for name, value in values.items() if name != key or value not in (None, "")
+            }
+    if document.get("output_dir", "") in (None, ""):
+        document.pop("output_dir", None)  # blank is missing
+    try:
+        model = recipe_model().model_validate_json(json.dumps(_as_json(document)), strict=True)
+    except ValidationError as error:
+        reported = {fault.key for fault in refused}
+        return None, [*refused, *(fault for fault in _faults(error, document) if fault.key not in reported)]
+    result = {name: getattr(model, name) for name in (*SECTIONS, *_TOP)}
+    result |= {name: dict(getattr(model, name)) for name in ("lora", "train")}
+    return (None if refused else result), refused
+
+
+def _refused(section: str, values: Any) -> Iterator[Fault]:
+    for key in values if isinstance(values, Mapping) else ():
+        if fault := rules.refused_key(section, str(key)):
+            yield fault
+
+
+def _as_json(value: Any, parents: Sequence[int] = ()) -> Any:
+    """A YAML value as JSON has it; an anchor that holds itself ends there."""
+    if id(value) in parents:
+        return "…"
+    within = (*parents, id(value))
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(inner, within) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(inner, within) for inner in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _faults(error: ValidationError, document: Mapping[str, Any]) -> Iterator[Fault]:
+    """One fault a key: a union gives an error for each of its members, and one within a member says more."""
+    faults = [_fault(item["loc"], item["type"], document) for item in error.errors(include_url=False)]
+    first = {fault.key: fault for fault in reversed(faults)}
+    for key in dict.fromkeys(fault.key for fault in faults):
+        if not any(other.startswith(f"{key}.") for other in first):
+            yield first[key]
+
+
+def _fault(place: Sequence[str | int], kind: str, document: Mapping[str, Any]) -> Fault:
+    known: Mapping[str, Any] = {**known_keys(), **_TOP}
+    path: list[str] = []
+    value: Any = document
+    annotation: Any = None
+    for part in place:
+        if isinstance(part, int):  # an entry of a list
+            value = value[part] if isinstance(value, list) else value
+            continue
+        if part not in known:
+            continue  # a member of a union
+        path.append(part)
+        value, annotation = value.get(part) if isinstance(value, Mapping) else None, known[part]
+        known = annotation if isinstance(annotation, Mapping) else nested_keys(entry_section(annotation)) or {}
+    dotted = ".".join(path)
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return rules.unknown_key(dotted, str(place[-1]), list(known))
+    if kind in ("missing", "missing_argument"):
+        return Fault(dotted, f"must be given.{_REMEDIES.get(dotted, '')}")
+    if isinstance(annotation, Mapping) or nested_section(annotation):
+        return Fault(dotted, f"must be a section of keys, got {value!r}.")
+    return Fault(
+        dotted, f"must be {describe_type(annotation)}, got {show_value(value)}.{quotes_remedy(value, annotation)}"
+    )
+
+
+def fits_key(dotted: str, value: Any) -> bool:
+    """Whether a key of the installed libraries takes a value."""
+    from pydantic import TypeAdapter, ValidationError
+
+    section, key, *inner = dotted.split(".")
+    annotation = known_keys()[section][key]
+    for name in inner:
+        annotation = (nested_keys(annotation) or {})[name]
+    try:
+        TypeAdapter(annotation).validate_json(json.dumps(_as_json(value)), strict=True)
+    except ValidationError:
+        return False
+    return True
