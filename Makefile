@@ -68,6 +68,9 @@ recipes/README.md: alpacare_sft/recipe/*.py | $(INSTALLED) ## the reference of o
 recipes/schema.json: alpacare_sft/recipe/*.py constraints.txt | $(INSTALLED) ## what editors check recipes by
 	$(BIN)/python -m alpacare_sft schema --output $@
 
+alpacare_sft/recipe/upstream_sections.pyi: alpacare_sft/recipe/*.py constraints.txt | $(INSTALLED) ## the types of recipe.train and recipe.lora
+	$(BIN)/python -m alpacare_sft.recipe.reference stub > $@
+
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
 	find alpacare_sft tests -name __pycache__ -type d -exec rm -rf {} +

@@ -11,9 +11,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.errors import RecipeError
+
+if TYPE_CHECKING:
+    from alpacare_sft.recipe.upstream_sections import TrainSection
+
 
 # OpenMP reads these once, when torch is imported. A waiting thread that spins takes its core from whatever else runs,
 # one that sleeps at once wakes late: on two cores training took 1.14 times as long with threads that sleep at once,
@@ -135,7 +139,7 @@ class Precision:
         return {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}[self.name]
 
 
-def resolve_precision(train: Mapping[str, Any]) -> Precision:
+def resolve_precision(train: TrainSection) -> Precision:
     """The precision that a recipe asks for, or that suits this machine if it asks for none.
 
     By compute capability, not by `torch.cuda.is_bf16_supported()`, which also says yes to GPUs
@@ -147,22 +151,22 @@ def resolve_precision(train: Mapping[str, Any]) -> Precision:
     """
     import torch
 
-    gpu = has_gpu(train["use_cpu"])
+    gpu = has_gpu(train.use_cpu)
     major = torch.cuda.get_device_capability()[0] if gpu else 0
-    if train["fp16"] and not gpu:
+    if train.fp16 and not gpu:
         raise RecipeError(
             "train.fp16 needs a CUDA device, none is in use. Leave precision out of the recipe to let the hardware "
             "decide, or add --train.fp16 false."
         )
-    if train["bf16"] and gpu and major < 8:
+    if train.bf16 and gpu and major < 8:
         raise RecipeError(
             f"train.bf16 needs a GPU of compute capability 8.0 or more, {torch.cuda.get_device_name()} has "
             f"{major}.{torch.cuda.get_device_capability()[1]} and only emulates it. Use train.fp16."
         )
-    if train["fp16"] or train["bf16"]:
-        return Precision(fp16=bool(train["fp16"]), bf16=bool(train["bf16"]))
-    undecided = train["fp16"] is False and train["bf16"] is None
-    return Precision(fp16=gpu and major < 8 and undecided, bf16=gpu and major >= 8 and train["bf16"] is None)
+    if train.fp16 or train.bf16:
+        return Precision(fp16=bool(train.fp16), bf16=bool(train.bf16))
+    undecided = train.fp16 is False and train.bf16 is None
+    return Precision(fp16=gpu and major < 8 and undecided, bf16=gpu and major >= 8 and train.bf16 is None)
 
 
 def has_gpu(use_cpu: bool = False) -> bool:

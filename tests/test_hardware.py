@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from alpacare_sft.errors import RecipeError
+from alpacare_sft.recipe.keys import section_types
 from alpacare_sft.runtime import check_devices, resolve_precision, set_threads
 
 
@@ -17,8 +20,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def asked(fp16: bool | None = False, bf16: bool | None = None, use_cpu: bool = False) -> dict[str, bool | None]:
-    return {"fp16": fp16, "bf16": bf16, "use_cpu": use_cpu}
+def asked(fp16: bool | None = False, bf16: bool | None = None, use_cpu: bool = False) -> Any:
+    return section_types()["train"](fp16=fp16, bf16=bf16, use_cpu=use_cpu)
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_the_published_recipe_names_no_project_and_no_account(make: Any, tmp_pat
     text = push(make(*overrides), dry_run=True).card + _recipe_text(make(*overrides))
     assert "acme" not in text
     (tmp_path / "recipe.yaml").write_text(_recipe_text(make(*overrides)))
-    assert load_recipe(tmp_path / "recipe.yaml").train["run_name"] != "acme-leak"
+    assert load_recipe(tmp_path / "recipe.yaml").train.run_name != "acme-leak"
 
 
 def test_rows_are_published_when_the_recipe_says_so_and_go_when_it_no_longer_does(

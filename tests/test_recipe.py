@@ -12,7 +12,7 @@ import pytest
 
 from alpacare_sft.recipe.document import dump_yaml, parse_yaml, read_document
 from alpacare_sft.recipe.loading import Recipe, load_recipe
-from alpacare_sft.recipe.reference import recipe_reference, recipe_schema, recipe_schema_text
+from alpacare_sft.recipe.reference import recipe_reference, recipe_schema, recipe_schema_text, upstream_stub
 from alpacare_sft.recipe.resolved import recipe_differences, recipe_document, recipe_sha256, recipe_yaml
 
 Make = Callable[..., Recipe]
@@ -87,7 +87,7 @@ def test_line_ends_and_byte_order_marks_of_windows_change_nothing(load: Callable
     plain = load("train:\n  seed: 7\n  max_steps: 3\n")
     windows = (LEAST + "train:\n  seed: 7\n  max_steps: 3\n").replace("\n", "\r\n")
     assert load(b"\xef\xbb\xbf" + windows.encode()) == plain
-    assert plain.train["seed"] == 7
+    assert plain.train.seed == 7
 
 
 def test_a_section_without_keys_has_its_defaults(load: Callable[..., Recipe]) -> None:
@@ -99,15 +99,15 @@ def test_overrides_reach_every_kind_of_key(load: Callable[..., Recipe]) -> None:
     words = "--train.learning_rate 1e-4 --lora.target_modules [k_proj] --data.splits.train 40 --resume=never"
     more = "--data.clean.keep_newlines false --train.max_steps -1 --hub.repo_id null --output_dir=runs/b"
     recipe = load("", *words.split(), *more.split())
-    assert (recipe.train["learning_rate"], recipe.train["max_steps"]) == (1e-4, -1)
-    assert recipe.lora["target_modules"] in (["k_proj"], {"k_proj"})
+    assert (recipe.train.learning_rate, recipe.train.max_steps) == (1e-4, -1)
+    assert recipe.lora.target_modules in (["k_proj"], {"k_proj"})
     assert (recipe.data.splits.train, recipe.data.clean.keep_newlines) == (40, False)
     assert (recipe.resume, recipe.hub.repo_id, recipe.output_dir) == ("never", None, Path("runs/b"))
 
 
 def test_the_last_of_two_overrides_counts_and_makes_missing_sections(load: Callable[..., Recipe]) -> None:
     recipe = load("", "--train.seed", "1", "--train.seed=2", "--safety.disclaimer", "Ask a doctor: always.")
-    assert recipe.train["seed"] == 2
+    assert recipe.train.seed == 2
     assert recipe.safety.disclaimer == "Ask a doctor: always."
 
 
@@ -131,15 +131,15 @@ def test_upstream_arguments_of_every_kind_are_taken(load: Callable[..., Recipe])
         " report_to: [tensorboard], accelerator_config: {split_batches: true}, eval_strategy: no, max_grad_norm: 1}\n"
         "lora: {target_modules: all-linear, rank_pattern: {q_proj: 8}, layers_to_transform: [0, 1]}\n"
     )
-    assert recipe.train["lr_scheduler_kwargs"] == {"min_lr_rate": 0.1}
-    assert recipe.train["report_to"] == ["tensorboard"]
+    assert recipe.train.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
+    assert recipe.train.report_to == ["tensorboard"]
     assert not recipe.evaluates_during_training
-    assert (recipe.lora["target_modules"], recipe.lora["rank_pattern"]) == ("all-linear", {"q_proj": 8})
+    assert (recipe.lora.target_modules, recipe.lora.rank_pattern) == ("all-linear", {"q_proj": 8})
 
 
 def test_no_evaluation_turns_off_what_needs_it_and_says_so(make_recipe: Make) -> None:
     recipe = make_recipe("--early_stopping.patience", "3", "--train.eval_strategy", "no")
-    assert (recipe.train["eval_strategy"], recipe.train["load_best_model_at_end"]) == ("no", False)
+    assert (recipe.train.eval_strategy, recipe.train.load_best_model_at_end) == ("no", False)
     assert recipe.early_stopping.patience == 0
     assert recipe.notes == [
         "train.eval_strategy is no: loading the best checkpoint and early stopping turned off with it."
@@ -148,7 +148,7 @@ def test_no_evaluation_turns_off_what_needs_it_and_says_so(make_recipe: Make) ->
 
 def test_patience_turns_best_model_loading_on_and_says_so(make_recipe: Make) -> None:
     recipe = make_recipe("--early_stopping.patience", "3", "--train.load_best_model_at_end", "false")
-    assert recipe.train["load_best_model_at_end"] is True
+    assert recipe.train.load_best_model_at_end is True
     assert recipe.notes == ["early_stopping.patience is set: train.load_best_model_at_end turned on with it."]
     assert make_recipe().notes == []
 
@@ -259,6 +259,21 @@ def test_the_schema_file_is_not_stale() -> None:
         pytest.skip(f"the schema is that of the tested versions; {', '.join(other)} installed in another")
     text = (ROOT / "recipes" / "schema.json").read_text(encoding="utf-8")
     assert text == recipe_schema_text(), "make recipes/schema.json"
+    stub = "alpacare_sft/recipe/upstream_sections.pyi"
+    assert (ROOT / stub).read_text(encoding="utf-8") == upstream_stub(), f"make {stub}"
+
+
+@pytest.mark.slow
+def test_a_misspelt_key_is_refused_by_mypy(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    from mypy import api
+
+    lines = ["from alpacare_sft import load_recipe", "train = load_recipe('x').train"]
+    lines += ["train.learning_rate", "train.learnig_rate", "load_recipe('x').lora.rr"]
+    (tmp_path / "use.py").write_text("\n".join(lines))
+    out, _, status = api.run(["--strict", f"--cache-dir={tmp_path / 'cache'}", str(tmp_path / "use.py")])
+    assert status == 1 and out.count("[attr-defined]") == 2, out
+    assert 'maybe "learning_rate"?' in out
 
 
 REFERENCE = {
@@ -298,7 +313,7 @@ def dotted(recipe: Recipe, key: str) -> Any:
     """A value of the recipe as it loads, defaults included, in plain types."""
     section, name = key.split(".")
     if section in ("train", "lora"):
-        value = getattr(recipe, section)[name]
+        value = getattr(getattr(recipe, section), name)
         value = sorted(value) if isinstance(value, set | list) else value
         return getattr(value, "value", value)
     return recipe_document(recipe)[section][name]

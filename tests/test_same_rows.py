@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from alpacare_sft.errors import RecipeError, RunError
+from alpacare_sft.recipe.keys import section_types
 from alpacare_sft.recipe.loading import Recipe, recipe_from_document
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.training.batches import Batch, describe_batch, refuse_other_batch, share_batch
@@ -185,8 +186,7 @@ def test_a_step_is_shared_out_accumulation_first(
     monkeypatch: pytest.MonkeyPatch, processes: int, recipe: tuple[int, int], shared: tuple[int, int]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(processes))
-    train_section = {"per_device_train_batch_size": recipe[0], "gradient_accumulation_steps": recipe[1]}
-    batch = share_batch(train_section)
+    batch = share_batch(asked(*recipe))
     assert (batch.per_device_train_batch_size, batch.gradient_accumulation_steps) == shared
     assert batch.rows == recipe[0] * recipe[1]
 
@@ -224,9 +224,9 @@ def begun(document: dict[str, Any], batch: Batch | None, record: dict[str, Any] 
     return run
 
 
-def asked(size: int, parts: int, strategy: str = "random", packing: bool = False) -> dict[str, Any]:
+def asked(size: int, parts: int, strategy: str = "random", packing: bool = False) -> Any:
     names = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts}
-    return {**names, "train_sampling_strategy": strategy, "packing": packing}
+    return section_types()["train"](**names, train_sampling_strategy=strategy, packing=packing)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ ORDER = [
     "recipe.sections",
     "recipe.document",
     "recipe.rules",
+    "recipe.upstream",
     "recipe.keys",
     "recipe.values",
     "recipe.validation",

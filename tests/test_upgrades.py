@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from alpacare_sft import ask, evaluate, push, train
 from alpacare_sft.errors import RecipeError, RunError
-from alpacare_sft.recipe import keys, validation
+from alpacare_sft.recipe import keys, upstream, validation
 from alpacare_sft.recipe.document import dump_yaml
 from alpacare_sft.recipe.loading import Recipe, load_recipe
 from alpacare_sft.recipe.resolved import SHOWN_ONLY, recipe_document, recipe_sha256, settle
@@ -44,14 +44,14 @@ CHANGES = [  # section, and what another version of its class does
 @pytest.fixture
 def upgrade(monkeypatch: pytest.MonkeyPatch) -> Iterator[Upgrade]:
     """`upgrade("train", added={"new_key": 3})`: TRL becomes another version."""
-    fields, installed = keys.upstream_fields, record._version
+    fields, installed = upstream.upstream_fields, record._version
 
     def change(section: str, added: Any = (), removed: Any = (), defaults: Any = ()) -> None:
         other = {name: field for name, field in fields(section).items() if name not in removed}
-        other |= {name: keys.Field(type(value), value) for name, value in dict(added).items()}
+        other |= {name: upstream.Field(type(value), value) for name, value in dict(added).items()}
         other |= {name: other[name]._replace(default=value) for name, value in dict(defaults).items()}
         package = {"train": "trl", "lora": "peft"}[section]
-        monkeypatch.setattr(keys, "upstream_fields", lambda name: other if name == section else fields(name))
+        monkeypatch.setattr(upstream, "upstream_fields", lambda name: other if name == section else fields(name))
         monkeypatch.setattr(record, "_version", lambda name: OTHER if name == package else installed(name))
         forget()
 
@@ -62,6 +62,7 @@ def upgrade(monkeypatch: pytest.MonkeyPatch) -> Iterator[Upgrade]:
 
 def forget() -> None:
     keys.known_keys.cache_clear()
+    keys.section_types.cache_clear()
     validation.recipe_model.cache_clear()
 
 
@@ -72,7 +73,7 @@ def begun(make_recipe: Make) -> Callable[..., RunDirectory]:
     def begin(status: str, *overrides: str) -> RunDirectory:
         recipe = make_recipe(*overrides)
         run = RunDirectory(recipe.output_dir)
-        with recorded(run, settle(recipe, train={**recipe.train, "fp16": False, "bf16": False})):
+        with recorded(run, settle(recipe, train=dataclasses.replace(recipe.train, fp16=False, bf16=False))):
             run.update_record({"status": status})
         write_text(
             run.adapter / "adapter_model.safetensors" if status == "done" else run.checkpoints / "checkpoint-3" / "a",
@@ -117,7 +118,8 @@ def test_a_finished_run_opens_under_another_version(
     package = {"train": "trl", "lora": "peft"}[section]
     assert len(lines) == 1 and f"{package} {version(package)} → {OTHER}" in lines[0]
     for name in ("train", "lora"):
-        assert {**getattr(after, name), **getattr(before, name)} == getattr(after, name)
+        now = vars(getattr(after, name))
+        assert {**now, **vars(getattr(before, name))} == now
     assert (after.model, after.data, after.prompt) == (before.model, before.data, before.prompt)
 
 
@@ -128,7 +130,7 @@ def test_a_given_key_that_was_removed_is_told_for_a_finished_run(
     run = begun("done", *words)
     upgrade("train", removed=["weight_decay"])
     recipe = make_recipe(*words)  # the file that it was trained by still loads
-    assert trained_recipe(run).train["weight_decay"] == 0.1
+    assert trained_recipe(run).train.weight_decay == 0.1
     assert "keys that no longer exist: train.weight_decay (was 0.1)" in capsys.readouterr().out
     assert continue_run(run, recipe) == recipe  # nothing is left to train
     assert recipe_document(trained_recipe(run))["train"]["weight_decay"] == 0.1
@@ -189,8 +191,9 @@ def test_batch_keys_and_what_is_shown_are_no_other_recipe(begun: Any, make_recip
     run = begun("stopped")
     words = ["--train.per_device_train_batch_size", "4", "--train.gradient_accumulation_steps", "1"]
     continued = continue_run(run, make_recipe(*words, "--train.logging_steps", "7"))
-    assert [continued.train[key] for key in ("per_device_train_batch_size", "gradient_accumulation_steps")] == [4, 1]
-    assert continued.train["logging_steps"] == 7
+    batch = (continued.train.per_device_train_batch_size, continued.train.gradient_accumulation_steps)
+    assert batch == (4, 1)
+    assert continued.train.logging_steps == 7
 
 
 def test_a_default_of_our_own_that_changed_is_that_of_the_run(
@@ -215,7 +218,7 @@ def test_a_precision_that_the_machine_lacks_is_told_by_the_run(begun: Any, make_
 
 def test_values_that_are_set_in_python_count_as_given(make_recipe: Make, tmp_path: Path) -> None:
     recipe, run = make_recipe(), RunDirectory(tmp_path / "run")
-    recipe.train["weight_decay"], recipe.data.clean.strip = 0.1, False
+    recipe.train.weight_decay, recipe.data.clean.strip = 0.1, False
     with recorded(run, recipe):
         pass
     again = load_recipe(run.recipe)
@@ -225,11 +228,11 @@ def test_values_that_are_set_in_python_count_as_given(make_recipe: Make, tmp_pat
 
 def as_of_0_1(run: RunDirectory, recipe: Recipe) -> None:
     """Write recipe and record as version 0.1.0 did: our sections in full, the hash over every default."""
-    recipe = dataclasses.replace(recipe, train={**recipe.train, "fp16": False, "bf16": False})
+    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, fp16=False, bf16=False))
     values = {name: dataclasses.asdict(getattr(recipe, name)) for name in ("model", "data", "prompt")}
     values["early_stopping"] = dataclasses.asdict(recipe.early_stopping)
-    values["lora"] = recipe.lora
-    values["train"] = {key: value for key, value in recipe.train.items() if f"train.{key}" not in SHOWN_ONLY}
+    values["lora"] = vars(recipe.lora)
+    values["train"] = {key: value for key, value in vars(recipe.train).items() if f"train.{key}" not in SHOWN_ONLY}
     write_text(run.recipe, "# The resolved recipe\n" + dump_yaml(recipe_document(recipe)))
     digest = hashlib.sha256(json.dumps(dict(flat(values)), sort_keys=True).encode()).hexdigest()
     entry = run.read_record()
@@ -265,7 +268,7 @@ def test_a_run_of_0_1_opens_under_other_versions_and_says_that_its_hash_is_not_c
     run = begun("done")
     as_of_0_1(run, make_recipe())
     upgrade(section, **changes)
-    assert trained_recipe(run).train["learning_rate"] == 0.01
+    assert trained_recipe(run).train.learning_rate == 0.01
     shown = capsys.readouterr().out
     assert f"→ {OTHER}" in shown and "recipe.yaml cannot be checked" in shown
 
@@ -277,7 +280,7 @@ def test_a_run_of_0_1_is_gone_on_with(begun: Any, make_recipe: Make) -> None:
     stored["data"]["clean"]["no_input_marks"] = ["then"]  # a default of then, which nobody named
     write_text(run.recipe, dump_yaml(stored))
     recipe = make_recipe()
-    recipe = settle(recipe, train={**recipe.train, "fp16": False, "bf16": False})
+    recipe = settle(recipe, train=dataclasses.replace(recipe.train, fp16=False, bf16=False))
     assert continue_run(run, recipe).data.clean.no_input_marks == ["then"]
     with pytest.raises(RunError, match=r"train\.learning_rate: 0\.01 → 0\.02"):
         continue_run(run, make_recipe("--train.learning_rate", "0.02"))

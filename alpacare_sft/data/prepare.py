@@ -80,11 +80,11 @@ def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedData
     check_encoder(encoder)
     parts = load_parts(recipe.data)
     loaded = sum(len(part.rows) for part in parts.values())
-    num_proc = recipe.train["dataset_num_proc"] or _num_processes(loaded)
+    num_proc = recipe.train.dataset_num_proc or _num_processes(loaded)
     cleaned, steps = clean_parts(parts, recipe.data.clean, num_proc)
     if len(cleaned) == 0:
         raise DataError(_no_row_left(loaded, steps))
-    max_length: int = recipe.train["max_length"]
+    max_length = recipe.max_length
     encoded = cleaned.map(
         _encode, fn_kwargs={"encoder": encoder, "max_length": max_length}, num_proc=num_proc, desc="Tokenizing"
     )
@@ -129,7 +129,7 @@ def _encode(row: dict[str, Any], encoder: PromptEncoder, max_length: int) -> dic
 
 
 def _drop_what_teaches_nothing(encoded: Dataset, recipe: Recipe) -> tuple[Dataset, dict[str, int]]:
-    max_length = recipe.train["max_length"]
+    max_length = recipe.max_length
     lengths = list(zip(encoded["prompt_tokens"], encoded["truncated"], encoded["id"], strict=True))
     no_answer = [row_id for prompt, _, row_id in lengths if prompt >= max_length]
     too_long = [row_id for prompt, truncated, row_id in lengths if truncated and prompt < max_length]

@@ -189,7 +189,7 @@ def fill_sheet(
             known_answers = frozenset(sheet.answers)
             written = generate_answers(
                 model, tokenizer, prompts, recipe.generate,
-                seed=recipe.train["seed"], answered=known_answers, learnt_end=questions.learnt_end,
+                seed=recipe.train.seed, answered=known_answers, learnt_end=questions.learnt_end,
             )  # fmt: skip
             for index, answer in written:
                 add("answer", index, asdict(answer))

@@ -51,7 +51,7 @@ def ask(recipe: Recipe, question: str, given: str = "", *, out: TextIO | None = 
     if room < 1:
         raise RecipeError(f"the question is {len(encoded):,} tokens long, more than the model reads. Shorten it.")
     streamer = _UntilBegunAnew(models.tokenizer, out or sys.stdout)
-    torch.manual_seed(recipe.train["seed"])
+    torch.manual_seed(recipe.train.seed)
     config = configure_generation(model, models.tokenizer, recipe.generate, encoder.end_token_id())
     config.max_new_tokens = min(recipe.generate.max_new_tokens, room)
     with fast_cpu_layout(model), torch.inference_mode():

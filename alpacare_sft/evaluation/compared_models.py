@@ -53,9 +53,9 @@ class ComparedModels:
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self._section)
         self.context_tokens = context_tokens(self._section)
         self._asked = adapter
-        self._use_cpu = recipe.train["use_cpu"]
+        self._use_cpu = recipe.train.use_cpu
         # The hardware's own, whatever the training used: an adapter made on a GPU can be scored without one.
-        self._dtype = runtime.resolve_precision({"fp16": False, "bf16": None, "use_cpu": self._use_cpu}).dtype
+        self._dtype = runtime.resolve_precision(dataclasses.replace(recipe.train, fp16=False, bf16=None)).dtype
         self._folder, self._other_base = run.adapter, None
         if adapter:
             self._folder = find_adapter(adapter)

@@ -116,14 +116,14 @@ def evaluate(
             run.update_record({"scores_sha256": file_sha256(folder / "scores.json")})
             save_card(run, dataclasses.replace(trained, hub=recipe.hub, safety=recipe.safety, generate=recipe.generate))
             if questions.wants_answers:
-                save_review_sheets(folder, predictions, seed=recipe.train["seed"], notice=recipe.safety.disclaimer)
+                save_review_sheets(folder, predictions, seed=recipe.train.seed, notice=recipe.safety.disclaimer)
         judgement = _judge(folder, predictions, recipe)
     return Evaluation(folder, scores, predictions, judgement)
 
 
 def _fill_sheets(folder: Path, questions: Questions, models: ComparedModels, recipe: Recipe) -> dict[str, AnswerSheet]:
     """Ask the base first: merging changes its weights."""
-    device = runtime.describe_hardware(recipe.train["use_cpu"])["device"]
+    device = runtime.describe_hardware(recipe.train.use_cpu)["device"]
     told = models.describe(), installed_versions(MODEL_PACKAGES), device
     sheets: dict[str, AnswerSheet] = {}
     for who in ("base", "adapter") if recipe.evaluate.baseline else ("adapter",):
@@ -143,7 +143,7 @@ def _deciding(recipe: Recipe) -> dict[str, Any]:
     """What of `generate` decides an answer: not the size of a batch, unless its rows share random numbers."""
     told = dataclasses.asdict(recipe.generate)
     if recipe.generate.do_sample:
-        return {**told, "seed": recipe.train["seed"]}
+        return {**told, "seed": recipe.train.seed}
     return {key: told[key] for key in ("max_new_tokens", "do_sample")}
 
 

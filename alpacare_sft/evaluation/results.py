@@ -68,11 +68,11 @@ def describe_circumstances(
         "generate": dataclasses.asdict(recipe.generate),
         "evaluate": {key: value for key, value in dataclasses.asdict(recipe.evaluate).items() if key != "judge"},
         "seconds": {who: round(sheet.seconds, 1) for who, sheet in sheets.items()},
-        "seed": recipe.train["seed"],
+        "seed": recipe.train.seed,
         **{key: record[key] for key in ("recipe_sha256", "data_sha256")},
         "versions": installed_versions(),
         **({"versions_since_training": changes} if changes else {}),
-        "hardware": runtime.describe_hardware(recipe.train["use_cpu"]),
+        "hardware": runtime.describe_hardware(recipe.train.use_cpu),
         "notice": recipe.safety.disclaimer,
     }
 

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.errors import Fault, RecipeError
 from alpacare_sft.recipe import rules, sections
 from alpacare_sft.recipe.document import apply_overrides, parse_overrides, read_document
-from alpacare_sft.recipe.keys import SECTIONS, known_keys, leaves
+from alpacare_sft.recipe.keys import known_keys, leaves, section_types
 from alpacare_sft.recipe.validation import RESUME, validate
 from alpacare_sft.recipe.values import plain_value
 from alpacare_sft.runtime import prepared_process
+
+if TYPE_CHECKING:
+    from alpacare_sft.recipe.upstream_sections import LoraSection, TrainSection
 
 
 @dataclass(kw_only=True)
 class Recipe:
     """Everything that a run is made of, checked.
 
-    `train` and `lora` hold every argument of `trl.SFTConfig` and `peft.LoraConfig` by name; the
-    objects are built when the hardware is known (`training.build_sft_config`).
+    `train` and `lora` hold every argument of the installed `trl.SFTConfig` and `peft.LoraConfig`; these
+    are built when the hardware is known (`training.config.build_sft_config`).
     """
 
     model: sections.ModelSection
     data: sections.DataSection
     prompt: sections.PromptSection
-    lora: dict[str, Any]
-    train: dict[str, Any]
+    lora: LoraSection
+    train: TrainSection
     early_stopping: sections.EarlyStoppingSection
     generate: sections.GenerateSection
     evaluate: sections.EvaluateSection
@@ -50,15 +52,25 @@ class Recipe:
 
     def values(self) -> dict[str, dict[str, Any]]:
         """Section → key → value as YAML and JSON hold them; all keys that a recipe may hold, defaults included."""
-        values = {name: dataclasses.asdict(getattr(self, name)) for name in SECTIONS}
-        for name, section in (("lora", self.lora), ("train", self.train)):
-            values[name] = {key: value for key, value in section.items() if rules.refused_key(name, key) is None}
-        return {name: plain_value(section) for name, section in values.items()}
+        return {
+            name: {
+                key: plain_value(value)
+                for key, value in vars(getattr(self, name)).items()
+                if rules.refused_key(name, key) is None
+            }
+            for name in section_types()
+        }
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a row, prompt and answer; a recipe cannot leave it open (`rules.bound_faults`)."""
+        assert self.train.max_length is not None
+        return self.train.max_length
 
     @property
     def evaluates_during_training(self) -> bool:
         """Whether the validation loss is computed while training."""
-        return str(self.train["eval_strategy"]) != "no"
+        return self.train.eval_strategy != "no"
 
 
 @prepared_process()
@@ -97,7 +109,6 @@ def recipe_from_document(document: dict[str, Any], source: str = "", faults: Seq
     if faults := list(_faults_across_keys(values)):
         raise RecipeError(faults, source)
     values["output_dir"] = Path(values["output_dir"]).expanduser()
-    values["train"].pop("output_dir")
     return Recipe(**values, notes=notes, document=given)
 
 
@@ -128,9 +139,9 @@ def _without_removed_keys(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _faults_across_keys(values: Mapping[str, Any]) -> Iterator[Fault]:
-    train, data, evaluate = values["train"], values["data"], values["evaluate"]
-    yield from rules.bound_faults(train, values["lora"])
-    yield from rules.target_faults(values["lora"])
+    train, lora, data, evaluate = vars(values["train"]), vars(values["lora"]), values["data"], values["evaluate"]
+    yield from rules.bound_faults(train, lora)
+    yield from rules.target_faults(lora)
     yield from rules.evaluation_faults(train, bool(data.splits.validation))
     yield from rules.judge_faults(evaluate.judge, evaluate.baseline, evaluate.metrics)
     yield from rules.safety_faults(values["safety"].disclaimer)
@@ -149,14 +160,14 @@ def _faults_of_the_rest(document: Mapping[str, Any], wrong: Collection[str]) -> 
 def _settle(values: Mapping[str, Any]) -> list[str]:
     """Let keys that follow from others follow them, in place; what was decided, in words."""
     train, stopping = values["train"], values["early_stopping"]
-    if train["eval_strategy"] != "no":
-        if not stopping.patience or train["load_best_model_at_end"]:
+    if train.eval_strategy != "no":
+        if not stopping.patience or train.load_best_model_at_end:
             return []
-        train["load_best_model_at_end"] = True
+        train.load_best_model_at_end = True
         return ["early_stopping.patience is set: train.load_best_model_at_end turned on with it."]
     off = []
-    if train["load_best_model_at_end"]:
-        train["load_best_model_at_end"] = False
+    if train.load_best_model_at_end:
+        train.load_best_model_at_end = False
         off.append("loading the best checkpoint")
     if stopping.patience:
         stopping.patience = 0

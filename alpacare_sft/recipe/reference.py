@@ -8,10 +8,12 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any, get_type_hints
 
 from alpacare_sft.recipe import rules, sections
-from alpacare_sft.recipe.keys import SECTIONS, nested_section
+from alpacare_sft.recipe.keys import SECTIONS, nested_section, section_types
+from alpacare_sft.recipe.upstream import flatten
 from alpacare_sft.recipe.validation import RESUME, recipe_model
 from alpacare_sft.recipe.values import describe_type
 
@@ -40,8 +42,9 @@ def recipe_schema() -> dict[str, Any]:
         for key, text in field_docs(section).items():
             part["properties"][key]["description"] = text
     for name, refused in rules.REFUSED.items():
-        known = definitions[name]["properties"]
-        definitions[name]["properties"] = {key: value for key, value in known.items() if key not in refused}
+        part = definitions[f"{name.title()}Section"]
+        part["properties"] = {key: value for key, value in part["properties"].items() if key not in refused}
+        part["additionalProperties"] = False
     for key, text in TOP_KEYS.items():
         schema["properties"][key]["description"] = text
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "A recipe of alpacare_sft"}
@@ -50,6 +53,21 @@ def recipe_schema() -> dict[str, Any]:
 def recipe_schema_text() -> str:
     """The schema as a file holds it."""
     return json.dumps(recipe_schema(), indent=1, default=str) + "\n"
+
+
+def upstream_stub() -> str:
+    """The text of `upstream_sections.pyi`: the types of `recipe.train` and `recipe.lora` for mypy and editors."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("trl", "transformers", "peft"))
+    lines = [f"# Made by `make alpacare_sft/recipe/upstream_sections.pyi` from {versions}."]
+    lines += ["from dataclasses import dataclass", "from typing import Any, Literal"]
+    for section in ("train", "lora"):
+        kind = section_types()[section]
+        lines += ["", "@dataclass(kw_only=True)", f"class {kind.__name__}:"]
+        for item in dataclasses.fields(kind):
+            parts = [part.__name__ if isinstance(part, type) else str(part) for part in flatten(item.type)]
+            lines.append(f"    {item.name}: {' | '.join(parts)}".replace("typing.", "").replace("NoneType", "None"))
+            lines[-1] = re.sub(r"\bdict\b(?!\[)", "dict[str, Any]", lines[-1])
+    return "\n".join(lines) + "\n"
 
 
 def _nested_sections() -> Iterator[tuple[str, type]]:
@@ -121,4 +139,5 @@ def _default(item: dataclasses.Field[Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(recipe_reference() if sys.argv[1:] == ["reference"] else recipe_schema_text(), end="")
+    made = {"reference": recipe_reference, "stub": upstream_stub}
+    print(made[sys.argv[1]](), end="")

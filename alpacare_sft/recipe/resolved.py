@@ -13,7 +13,7 @@ from typing import Any
 from alpacare_sft.errors import RecipeError
 from alpacare_sft.recipe import rules
 from alpacare_sft.recipe.document import dump_yaml
-from alpacare_sft.recipe.keys import SECTIONS, is_known_key, known_keys, nested_keys, upstream_defaults
+from alpacare_sft.recipe.keys import SECTIONS, is_known_key, known_keys, nested_keys, section_types
 from alpacare_sft.recipe.loading import Recipe
 from alpacare_sft.recipe.values import plain_value
 
@@ -68,12 +68,8 @@ def recipe_document(recipe: Recipe) -> dict[str, Any]:
 
 def given_values(recipe: Recipe, section: str) -> dict[str, Any]:
     """What `train` or `lora` holds beside upstream's defaults."""
-    defaults = plain_value(upstream_defaults(section))
-    return {
-        key: value
-        for key, value in getattr(recipe, section).items()
-        if key not in defaults or plain_value(value) != defaults[key]
-    }
+    values, defaults = vars(getattr(recipe, section)), vars(section_types()[section]())
+    return {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
 
 
 def given_document(recipe: Recipe) -> dict[str, Any]:

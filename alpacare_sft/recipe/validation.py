@@ -9,8 +9,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from alpacare_sft.errors import Fault
-from alpacare_sft.recipe import keys, rules
-from alpacare_sft.recipe.keys import SECTIONS, entry_section, known_keys, nested_keys, nested_section
+from alpacare_sft.recipe import rules
+from alpacare_sft.recipe.keys import entry_section, known_keys, nested_keys, nested_section, section_types
 from alpacare_sft.recipe.values import describe_type, quotes_remedy, show_value
 
 if TYPE_CHECKING:
@@ -33,12 +33,9 @@ def recipe_model() -> type[BaseModel]:
 
     config = ConfigDict(extra="forbid", protected_namespaces=())
     fields: dict[str, Any] = {}
-    for name, section in SECTIONS.items():
+    for name, section in section_types().items():
         required = any(_is_required(item) for item in dataclasses.fields(section))
         fields[name] = (section, ... if required else Field(default_factory=section))
-    for name in ("lora", "train"):
-        model = create_model(name, __config__=config, **keys.upstream_fields(name))  # type: ignore[call-overload]
-        fields[name] = (model, Field(default_factory=model))
     return create_model("Recipe", __config__=config, **fields, output_dir=(str, ...), resume=(RESUME, "auto"))
 
 
@@ -50,8 +47,8 @@ def validate(document: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[F
     """Values of each section, and the faults.
 
     Returns:
-        Our sections as their dataclasses, `train` and `lora` as mappings, `output_dir` and `resume`; None if there
-        is a fault. Faults of single keys; what is wrong across keys is for `rules`.
+        The sections as their dataclasses, `output_dir` and `resume`; None if there is a fault. And the faults
+        of single keys; what is wrong across keys is for `rules`.
     """
     from pydantic import ValidationError
 
@@ -69,9 +66,7 @@ def validate(document: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[F
     except ValidationError as error:
         reported = {fault.key for fault in refused}
         return None, [*refused, *(fault for fault in _faults(error, document) if fault.key not in reported)]
-    result = {name: getattr(model, name) for name in (*SECTIONS, *_TOP)}
-    result |= {name: dict(getattr(model, name)) for name in ("lora", "train")}
-    return (None if refused else result), refused
+    return (None if refused else {name: getattr(model, name) for name in (*section_types(), *_TOP)}), refused
 
 
 def _refused(section: str, values: Any) -> Iterator[Fault]:

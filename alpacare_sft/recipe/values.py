@@ -7,7 +7,7 @@ import enum
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from alpacare_sft.recipe.keys import flatten
+from alpacare_sft.recipe.upstream import flatten
 
 _WORDS: dict[Any, str] = {
     int: "a whole number",

@@ -201,15 +201,15 @@ def _link(name: str) -> str:
 
 
 def _settings(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    unused = "max_steps" if recipe.train["max_steps"] < 0 else "num_train_epochs"  # a number of steps comes first
+    unused = "max_steps" if recipe.train.max_steps < 0 else "num_train_epochs"  # a number of steps comes first
     for key in _SHOWN:
-        value = recipe.train.get(key)
+        value = getattr(recipe.train, key, None)
         if value is not None and key != unused:
             yield key, getattr(value, "value", value)
 
 
 def _targets(recipe: Recipe) -> str:
-    targets = recipe.lora["target_modules"]
+    targets = recipe.lora.target_modules
     if targets is None or isinstance(targets, str):
         return targets or "the layers that PEFT chooses"
     return ", ".join(sorted(targets))

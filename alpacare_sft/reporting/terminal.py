@@ -41,7 +41,7 @@ def show_data(recipe: Recipe, num_rows: int = 3) -> None:
     if run.holds_work():
         recipe = continue_run(run, recipe, DATA_KEYS)
     tokenizer = load_tokenizer(recipe.model)
-    check_context(recipe.model, recipe.train["max_length"])
+    check_context(recipe.model, recipe.max_length)
     data = prepare_data(recipe, tokenizer)
     with run.lock():
         refuse_other_data(run, data)

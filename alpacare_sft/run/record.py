@@ -37,9 +37,9 @@ def recorded(run: RunDirectory, recipe: Recipe, **facts: Any) -> Iterator[None]:
                 "versions": installed_versions(),
                 "earlier_versions": _earlier_versions(run),
                 "git_commit": _git_commit(),
-                "hardware": runtime.describe_hardware(recipe.train["use_cpu"]),
-                "precision": "fp16" if recipe.train["fp16"] else "bf16" if recipe.train["bf16"] else "fp32",
-                "seed": recipe.train["seed"],
+                "hardware": runtime.describe_hardware(recipe.train.use_cpu),
+                "precision": "fp16" if recipe.train.fp16 else "bf16" if recipe.train.bf16 else "fp32",
+                "seed": recipe.train.seed,
                 "error": None,
                 "resolved": {name: values for name, values in recipe.values().items() if name in ADAPTER_SECTIONS},
                 **facts,
@@ -99,16 +99,16 @@ def _git_commit() -> str | None:
 
 def _out_of_memory(recipe: Recipe) -> str:
     train = recipe.train
-    size, parts = train["per_device_train_batch_size"], train["gradient_accumulation_steps"]
+    size, parts = train.per_device_train_batch_size, train.gradient_accumulation_steps
     hints = []
     if size > 1:
         hints.append(
             f"train.per_device_train_batch_size {max(1, size // 2)} with train.gradient_accumulation_steps "
             f"{parts * 2} (the same step)"
         )
-    if train["activation_checkpointing"] is False:
+    if train.activation_checkpointing is False:
         hints.append("train.activation_checkpointing true (the same loss, about a third slower)")
-    hints.append(f"train.max_length below {train['max_length']}")
+    hints.append(f"train.max_length below {recipe.max_length}")
     if recipe.model.quantization is None:
         hints.append("model.quantization nf4")
     return f"the GPU's memory is full. The last checkpoint is kept. Change one of: {'; '.join(hints)}."

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from alpacare_sft import runtime
 from alpacare_sft.errors import RecipeError, RunError
@@ -32,6 +32,7 @@ from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.run.record import version_changes
 from alpacare_sft.runtime import say
 
+_Section = TypeVar("_Section")
 _ELSE = "choose another output_dir, or add --overwrite to replace it"
 
 
@@ -87,8 +88,8 @@ def read_stored_recipe(run: RunDirectory) -> StoredRecipe:
     given = {key: value for key, value in document.items() if key in ("train", "lora") or not is_old}
     recipe = dataclasses.replace(
         base,
-        train={**base.train, **sections["train"]},
-        lora={**base.lora, **sections["lora"]},
+        train=_with_values(base.train, sections["train"]),
+        lora=_with_values(base.lora, sections["lora"]),
         early_stopping=EarlyStoppingSection(**own["early_stopping"]),
         document=given,
         loaded={},
@@ -125,9 +126,16 @@ def _is_of_record(record: Mapping[str, Any], document: Mapping[str, Any], recipe
 def _sha256_of_0_1(document: Mapping[str, Any], recipe: Recipe) -> str:
     """The hash as 0.1.0 made it: of every value, the defaults of the libraries included."""
     parts = {name: document.get(name) or {} for name in ("model", "data", "prompt", "early_stopping")}
-    train = {key: value for key, value in recipe.train.items() if f"train.{key}" not in SHOWN_ONLY}
-    values = dict(_leaves({**parts, "lora": plain_value(recipe.lora), "train": plain_value(train)}))
+    train = {key: value for key, value in vars(recipe.train).items() if f"train.{key}" not in SHOWN_ONLY}
+    values = dict(_leaves({**parts, "lora": plain_value(vars(recipe.lora)), "train": plain_value(train)}))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _with_values(section: _Section, values: Mapping[str, Any]) -> _Section:
+    """A copy of `train` or `lora` with a run's values, those of keys that the installed libraries lack too."""
+    changed = copy.copy(section)
+    vars(changed).update(values)
+    return changed
 
 
 def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -235,7 +243,7 @@ def _refuse_other_precision(run: RunDirectory, recipe: Recipe) -> None:
     try:
         runtime.resolve_precision(recipe.train)
     except RecipeError as error:
-        name = "fp16" if recipe.train["fp16"] else "bf16"
+        name = "fp16" if recipe.train.fp16 else "bf16"
         raise RunError(
             f"output_dir: {run.path} was begun in {name}, which this machine lacks. Go on where it is there, {_ELSE}."
         ) from error

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alpacare_sft.errors import RecipeError, RunError
 from alpacare_sft.run.directory import RunDirectory
@@ -17,6 +16,8 @@ from alpacare_sft.training.checkpoints import STATE, checkpoint_folders, saved_b
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
+
+    from alpacare_sft.recipe.upstream_sections import TrainSection
 
 _SIZE, _PARTS = "per_device_train_batch_size", "gradient_accumulation_steps"
 
@@ -52,7 +53,7 @@ def describe_batch(batch: Batch) -> str:
     )
 
 
-def share_batch(train: Mapping[str, Any]) -> Batch:
+def share_batch(train: TrainSection) -> Batch:
     """A recipe's rows per optimizer step, which it states for one process, shared out over those of this launch.
 
     Accumulation is divided first: the micro-batch then needs the memory that the recipe was tried with.
@@ -60,13 +61,13 @@ def share_batch(train: Mapping[str, Any]) -> Batch:
     Raises:
         RecipeError: if the rows do not divide evenly; with the override that makes them.
     """
-    processes, size, parts = num_processes(), train[_SIZE], train[_PARTS]
+    processes, size, parts = num_processes(), train.per_device_train_batch_size, train.gradient_accumulation_steps
     if size * parts % processes:
         unit = processes // math.gcd(processes, size)
-        parts = math.ceil(parts / unit) * unit
+        fitting = math.ceil(parts / unit) * unit
         raise RecipeError(
             f"train.{_SIZE} × train.{_PARTS} must be a multiple of the {processes} processes, got {size} × "
-            f"{train[_PARTS]}. Add --train.{_PARTS} {parts} ({size * parts} rows per optimizer step)."
+            f"{parts}. Add --train.{_PARTS} {fitting} ({size * fitting} rows per optimizer step)."
         )
     shared = math.gcd(parts, processes)
     return Batch(processes, size // (processes // shared), parts // shared)
@@ -87,10 +88,14 @@ def begun_batch(run: RunDirectory) -> Batch | None:
     if "batch" in record:
         return Batch(**record["batch"])
     train = read_stored_recipe(run).recipe.train
-    return Batch(record.get("hardware", {}).get("processes", 1), train[_SIZE], train[_PARTS])
+    return Batch(
+        record.get("hardware", {}).get("processes", 1),
+        train.per_device_train_batch_size,
+        train.gradient_accumulation_steps,
+    )
 
 
-def refuse_other_batch(run: RunDirectory, train: Mapping[str, Any]) -> None:
+def refuse_other_batch(run: RunDirectory, train: TrainSection) -> None:
     """Keep the rows per optimizer step of the run in a directory, and the order of its rows.
 
     Other processes, batch sizes and accumulation may make up the same steps.
@@ -101,7 +106,8 @@ def refuse_other_batch(run: RunDirectory, train: Mapping[str, Any]) -> None:
     begun, processes = begun_batch(run), num_processes()
     if begun is None:
         return
-    rows, size = train[_SIZE] * train[_PARTS], train[_SIZE]
+    size, parts = train.per_device_train_batch_size, train.gradient_accumulation_steps
+    rows = size * parts
     if begun.rows % processes:
         fitting = max(n for n in range(1, processes) if begun.rows % n == 0)
         raise RunError(
@@ -115,7 +121,7 @@ def refuse_other_batch(run: RunDirectory, train: Mapping[str, Any]) -> None:
             override = f"--train.{_SIZE} {fitting} {override}"
         raise RunError(
             f"output_dir: {run.path} was begun with {_count(begun.rows, 'row')} per optimizer step, the recipe asks "
-            f"for {rows} ({size} × {train[_PARTS]}). Add {override}, or --overwrite to begin anew."
+            f"for {rows} ({size} × {parts}). Add {override}, or --overwrite to begin anew."
         )
     if key := _reorders_rows(train, begun, share_batch(train)):
         raise RunError(
@@ -124,13 +130,13 @@ def refuse_other_batch(run: RunDirectory, train: Mapping[str, Any]) -> None:
         )
 
 
-def _reorders_rows(train: Mapping[str, Any], begun: Batch, now: Batch) -> str | None:
+def _reorders_rows(train: TrainSection, begun: Batch, now: Batch) -> str | None:
     """The key that makes another order of rows out of other processes (transformers 5.23, trl 1.16)."""
     if begun.processes == now.processes:
         return None
-    if train["train_sampling_strategy"] == "group_by_length":  # within groups of 50 steps of one process
+    if train.train_sampling_strategy == "group_by_length":  # within groups of 50 steps of one process
         return "train.train_sampling_strategy: group_by_length"
-    return "train.packing" if train["packing"] else None
+    return "train.packing" if train.packing else None
 
 
 def _count(number: int, noun: str, plural: str = "s") -> str:

@@ -46,11 +46,11 @@ def build_sft_config(recipe: Recipe, run: RunDirectory, precision: runtime.Preci
         "include_num_input_tokens_seen": "non_padding",
         "restore_callback_states_from_checkpoint": True,
     }
-    if recipe.train["ddp_find_unused_parameters"] is None:
+    if recipe.train.ddp_find_unused_parameters is None:
         ours["ddp_find_unused_parameters"] = False  # every LoRA weight takes part in every step
-    if recipe.train["activation_checkpointing"] is None:  # trl 1.16 has its default under the old name, which warns
-        ours["activation_checkpointing"] = recipe.train["gradient_checkpointing"]
-    if not runtime.has_gpu(recipe.train["use_cpu"]):
+    if recipe.train.activation_checkpointing is None:  # trl 1.16 has its default under the old name, which warns
+        ours["activation_checkpointing"] = getattr(recipe.train, "gradient_checkpointing", False)
+    if not runtime.has_gpu(recipe.train.use_cpu):
         ours["dataloader_pin_memory"] = False  # else torch warns at every epoch
     try:
         config = SFTConfig(**{**given_values(recipe, "train"), **ours})
@@ -66,7 +66,7 @@ def check_trackers(recipe: Recipe) -> None:
     Raises:
         RecipeError: with the line that installs it.
     """
-    names = recipe.train["report_to"] or []
+    names = recipe.train.report_to or []
     for name in [names] if isinstance(names, str) else names:
         if name not in ("none", "all") and importlib.util.find_spec(_TRACKERS.get(name, name)) is None:
             package = "'alpacare_sft[trackers]'" if name in _EXTRA else name

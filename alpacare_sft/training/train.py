@@ -87,7 +87,7 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
             raise RunError(f"output_dir: {run.path} {fault}. Add --resume auto to go on, or --overwrite to begin anew.")
         for note in recipe.notes:
             say(note)
-        device = runtime.describe_hardware(recipe.train["use_cpu"])["device"]
+        device = runtime.describe_hardware(recipe.train.use_cpu)["device"]
         say(f"{precision.name} on {device}, {threads} threads, output in {run.path}")
         with recorded(run, recipe, batch=dataclasses.asdict(Batch.of(config))):
             return _run(recipe, run, config, stop)
@@ -98,7 +98,7 @@ def _run(recipe: Recipe, run: RunDirectory, config: SFTConfig, stop: StopOnSigna
 
     clock = _StageClock(run.read_record().get("seconds", {}))
     tokenizer = load_tokenizer(recipe.model)
-    check_context(recipe.model, recipe.train["max_length"])
+    check_context(recipe.model, recipe.max_length)
     check_weights(recipe.model)  # before the work on the rows
     data = _prepare_rows(recipe, run, tokenizer)
     clock.end("data")
@@ -175,7 +175,7 @@ def _prepare_rows(recipe: Recipe, run: RunDirectory, tokenizer: Any) -> Prepared
 def _settle_precision(recipe: Recipe) -> Recipe:
     """The recipe with the precision that it names, or that suits this machine."""
     precision = runtime.resolve_precision(recipe.train)
-    return settle(recipe, train={**recipe.train, "fp16": precision.fp16, "bf16": precision.bf16})
+    return settle(recipe, train=dataclasses.replace(recipe.train, fp16=precision.fp16, bf16=precision.bf16))
 
 
 @contextmanager
@@ -192,7 +192,7 @@ def _main_process_first() -> Iterator[None]:
 
 def _disk_need_bytes(recipe: Recipe, trainable: int) -> int:
     """Room for the checkpoints kept at once and the adapter: weights and two moments in float32."""
-    kept = (recipe.train["save_total_limit"] or 20) + 1
+    kept = (recipe.train.save_total_limit or 20) + 1
     return kept * (trainable * 4 * 3 + _TOKENIZER_BYTES) + trainable * 4 + _TOKENIZER_BYTES
 
 

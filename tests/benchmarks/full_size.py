@@ -48,10 +48,11 @@ def main() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from alpacare_sft import runtime
+    from alpacare_sft.recipe.keys import section_types
     from alpacare_sft.training.trainer import AnswerLoss, answer_logits, answer_mask
 
     threads = runtime.set_threads()
-    precision = runtime.resolve_precision({"fp16": False, "bf16": None, "use_cpu": False})
+    precision = runtime.resolve_precision(section_types()["train"](fp16=False))
     device = "cuda" if runtime.has_gpu() else "cpu"
     torch.manual_seed(0)
     with torch.device(device):
