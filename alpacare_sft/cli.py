@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import os
 import signal
 import sys
@@ -24,11 +25,13 @@ VERBS = {
     "review": "sum up review sheets that people filled: means, preferences, flags, agreement",
     "ask": "answer one question with the trained adapter, with the notice",
     "schema": "print the JSON Schema of a recipe, for editors",
+    "completion": "print what completes verbs, flags and keys in a shell",
 }
+SHELLS = ("bash", "zsh", "tcsh")
 DESCRIPTION = "Fine-tune a small instruct model on medical instructions, from one recipe."
 EPILOG = """\
 Every key of a recipe has an override: --train.learning_rate 1e-4, --data.splits.train 40.
-recipes/README.md lists our keys and links those of TRL (train) and PEFT (lora).
+alpacare-sft train --help lora shows the keys of a section, --help train.save those that begin so.
 
 exit codes: 0 done; 2 the recipe, the command line or the data is wrong; 1 the run failed;
             75 stopped on request, with a checkpoint to resume from (SIGTERM, SIGINT)
@@ -52,34 +55,40 @@ def build_parser() -> argparse.ArgumentParser:
             verb, help=told, description=told[0].upper() + told[1:] + ".", epilog=EPILOG, allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
-        sub.add_argument("--debug", action="store_true", help="show the traceback of an expected error")
-        if verb == "schema":
-            sub.add_argument("-o", "--output", type=Path, help="write to a file instead")
-            continue
-        sub.add_argument("recipe", help="a YAML file, such as recipes/demo.yaml")
-        if verb == "ask":
-            sub.add_argument("question", help="the instruction, in quotes; overrides come after it")
-            sub.add_argument("--input", default="", help="the input that belongs to it")
-        if verb == "train":
-            sub.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in output_dir")
-        if verb == "push":
-            sub.add_argument(
-                "--dry-run", action="store_true", help="show the files and the model card; needs no network"
-            )
-        if verb in ("train", "eval"):
-            sub.add_argument("--push", action="store_true", help="publish the adapter afterwards; checked beforehand")
-        if verb == "data":
-            sub.add_argument("--show", type=int, default=3, metavar="N", help="rows to show (default: 3)")
-        if verb == "review":
-            sub.add_argument("files", nargs="+", metavar="FILE", help="filled sheets, one a person; overrides follow")
-        if verb == "eval":
-            sub.add_argument("--limit", type=int, metavar="N", help="score the first N rows only")
-            sub.add_argument("--rows", metavar="FILE", help="score the rows of a file instead of the test split")
-            sub.add_argument("--adapter", metavar="PATH|HUB_ID", help="score another adapter of the same base")
-            sub.add_argument(
-                "--same-base", action="store_true", help="the base that --adapter names is this one (a mirror, a copy)"
-            )
+        add_flags(sub, verb)
     return parser
+
+
+def add_flags(sub: argparse.ArgumentParser, verb: str) -> None:
+    """The words and flags of one verb, beside the keys of the recipe."""
+    sub.add_argument("--debug", action="store_true", help="show the traceback of an expected error")
+    if verb == "schema":
+        sub.add_argument("-o", "--output", type=Path, help="write to a file instead")
+        return
+    if verb == "completion":
+        sub.add_argument("shell", choices=SHELLS, help="source <(alpacare-sft completion bash)")
+        return
+    sub.add_argument("recipe", help="a YAML file, such as recipes/demo.yaml")
+    if verb == "ask":
+        sub.add_argument("question", help="the instruction, in quotes; overrides come after it")
+        sub.add_argument("--input", default="", help="the input that belongs to it")
+    if verb == "train":
+        sub.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in output_dir")
+    if verb == "push":
+        sub.add_argument("--dry-run", action="store_true", help="show the files and the model card; needs no network")
+    if verb in ("train", "eval"):
+        sub.add_argument("--push", action="store_true", help="publish the adapter afterwards; checked beforehand")
+    if verb == "data":
+        sub.add_argument("--show", type=int, default=3, metavar="N", help="rows to show (default: 3)")
+    if verb == "review":
+        sub.add_argument("files", nargs="+", metavar="FILE", help="filled sheets, one a person; overrides follow")
+    if verb == "eval":
+        sub.add_argument("--limit", type=int, metavar="N", help="score the first N rows only")
+        sub.add_argument("--rows", metavar="FILE", help="score the rows of a file instead of the test split")
+        sub.add_argument("--adapter", metavar="PATH|HUB_ID", help="score another adapter of the same base")
+        sub.add_argument(
+            "--same-base", action="store_true", help="the base that --adapter names is this one (a mirror, a copy)"
+        )
 
 
 def with_default_verb(arguments: Sequence[str]) -> list[str]:
@@ -107,6 +116,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
+        if (beginning := help_topic(words)) is not None:
+            from alpacare_sft.recipe.options import help_of_keys
+
+            print(help_of_keys(beginning), end="")
+            return 0
         options, overrides = parser.parse_known_args(with_default_verb(words))
         with prepared_process():
             return run_verb(options, overrides)
@@ -130,10 +144,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def help_topic(words: Sequence[str]) -> str | None:
+    """The section or key that follows `--help`."""
+    for word, following in itertools.pairwise(words):
+        if word in ("--help", "-h") and not following.startswith("-"):
+            return following
+    return None
+
+
 def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Load the recipe and call what the verb names."""
     if options.verb == "schema":
         return print_schema(options.output, overrides)
+    if options.verb == "completion":
+        return print_completion(options.shell)
     recipe = sft.load_recipe(options.recipe, overrides)
     publishes = getattr(options, "push", False) and is_main_process()
     if publishes:  # hours of training must not end at a name that is taken
@@ -197,4 +221,30 @@ def print_schema(output: Path | None, overrides: Sequence[str]) -> int:
         write_text(output, text)
     except OSError as error:
         raise RecipeError(f"--output must be a file that can be written, got {output}: {error.strerror}.") from error
+    return 0
+
+
+def print_completion(shell: str) -> int:
+    """Show the script by which a shell completes verbs, flags and the keys of a recipe."""
+    from jsonargparse import ArgumentParser
+
+    from alpacare_sft.recipe.options import add_keys
+
+    try:
+        import shtab
+    except ImportError:
+        message = "completion needs the package shtab. Install it: pip install 'alpacare_sft[completion]'."
+        raise RunError(message) from None
+    parser = ArgumentParser(prog="alpacare-sft")
+    verbs = parser.add_subcommands()
+    for verb, summary in VERBS.items():
+        sub = ArgumentParser()
+        add_flags(sub, verb)
+        for action in sub._actions:
+            if action.dest in ("recipe", "files", "rows", "adapter", "output"):
+                setattr(action, "complete", shtab.FILE)  # noqa: B010 - an attribute that shtab reads
+        if verb not in ("schema", "completion"):
+            add_keys(sub)
+        verbs.add_subcommand(verb, sub, help=summary)
+    print(parser.get_completion_script(f"shtab-{shell}"))
     return 0

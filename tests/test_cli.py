@@ -38,7 +38,7 @@ def test_version_and_help_say_what_they_should(capsys: pytest.CaptureFixture[str
         assert stop.value.code == 0
     told = capsys.readouterr().out
     assert told.startswith(f"alpacare-sft {__version__}\n")
-    assert [verb for verb in VERBS if f"    {verb} " not in told] == []
+    assert [verb for verb in VERBS if f"    {verb}" not in told] == []
     assert "exit codes: 0 done; 2 the recipe" in told and "not medical advice" in told
 
 
@@ -163,3 +163,48 @@ def test_data_shows_the_funnel_the_splits_and_the_rows(
     assert sorted(path.name for path in (tmp_path / "run" / "data").iterdir()) == [
         "report.html", "report.json", "test.jsonl", "train.jsonl", "validation.jsonl",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("topic", "parts"),
+    [
+        ("lora", ["--lora.r VALUE", "a whole number; default: 8", "--lora.target_modules VALUE"]),
+        ("train.learn", ["--train.learning_rate VALUE", "2e-05)"]),
+        ("data.splits", ["--data.splits.test VALUE"]),
+        ("resume", ["--resume VALUE", "one of auto, never"]),
+    ],
+)
+def test_help_of_a_section_shows_its_keys(topic: str, parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help", topic]) == 0
+    out = capsys.readouterr().out
+    assert all(part in out for part in parts), out
+    assert "+ VALUE" not in out and "push_to_hub" not in out
+
+
+def test_help_of_no_key_names_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help", "lorra"]) == 2
+    assert "Did you mean lora?" in capsys.readouterr().err
+
+
+def test_bash_completes_verbs_flags_keys_and_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    assert main(["completion", "bash"]) == 0
+    (tmp_path / "c.bash").write_text(capsys.readouterr().out)
+    (tmp_path / "mine.yaml").touch()
+    asked = {
+        "tra": "train", "train mi": "mine.yaml", "eval r.yaml --lim": "--limit",
+        "train r.yaml --lora.bias n": "none", "train r.yaml --train.learn": "--train.learning_rate",
+    }  # fmt: skip
+    for words, completed in asked.items():
+        line = f"source c.bash; COMP_WORDS=(alpacare-sft {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))"
+        script = f"{line}; _shtab_alpacare_sft; echo ${{COMPREPLY[@]}}"
+        shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
+        assert shown.stdout.split() == [completed], (words, shown)
+
+
+def test_completion_without_its_package_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 1
+    assert "pip install 'alpacare_sft[completion]'" in capsys.readouterr().err

@@ -32,6 +32,7 @@ ORDER = [
     "recipe.loading",
     "recipe.resolved",
     "recipe.reference",
+    "recipe.options",
     "run",
     "run.disk",
     "run.directory",

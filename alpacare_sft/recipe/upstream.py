@@ -40,10 +40,11 @@ _ENUMERATIONS = (
 
 
 class Field(typing.NamedTuple):
-    """Type and default of one key of `train` or `lora`; a default that the source does not show is None."""
+    """Type, default and meaning of one key of `train` or `lora`; a default that the source does not show is None."""
 
     annotation: Any
     default: Any
+    help: str = ""
 
 
 class _Names(dict[str, Any]):
@@ -69,7 +70,8 @@ def upstream_fields(section: str) -> dict[str, Field]:
                 fields.pop(target, None)
             else:
                 default = options.get("default", options.get("default_factory", value))
-                fields[target] = Field(_evaluate(annotation), _default(default, constants))
+                meaning = _help(options.get("metadata"))
+                fields[target] = Field(_evaluate(annotation), _default(default, constants), meaning)
     return fields
 
 
@@ -114,7 +116,17 @@ def _evaluate(annotation: ast.expr) -> Any:
     parts = flatten(value)
     if str in parts and any(typing.get_origin(part) is Literal for part in parts):
         parts = [part for part in parts if part is not str]
-    return functools.reduce(operator.or_, parts)
+    # `typing` keeps the members of a union in the order in which it saw them first, in whatever was imported before
+    return functools.reduce(operator.or_, sorted(parts, key=lambda part: (part is type(None), str(part))))
+
+
+def _help(metadata: ast.expr | None) -> str:
+    """What `field(metadata={"help": …})` says, as far as it is plain text."""
+    pairs = zip(metadata.keys, metadata.values, strict=True) if isinstance(metadata, ast.Dict) else ()
+    texts = [
+        value.value for key, value in pairs if ast.unparse(key or value) == "'help'" and isinstance(value, ast.Constant)
+    ]
+    return " ".join(str(text) for text in texts)
 
 
 def _default(value: ast.expr | None, constants: Mapping[str, Any]) -> Any:

@@ -17,7 +17,7 @@ class TrainSection:
     adam_beta1: float
     adam_beta2: float
     adam_epsilon: float
-    optim_target_modules: None | str | list[str]
+    optim_target_modules: str | list[str] | None
     gradient_accumulation_steps: int
     average_tokens_across_devices: bool
     max_grad_norm: float
@@ -28,9 +28,9 @@ class TrainSection:
     fp16_full_eval: bool
     tf32: bool | None
     activation_checkpointing: bool | None
-    activation_checkpointing_kwargs: dict[str, Any] | str | None
+    activation_checkpointing_kwargs: str | dict[str, Any] | None
     gradient_checkpointing: bool
-    gradient_checkpointing_kwargs: dict[str, Any] | str | None
+    gradient_checkpointing_kwargs: str | dict[str, Any] | None
     torch_compile: bool
     torch_compile_backend: str | None
     torch_compile_mode: str | None
@@ -45,16 +45,16 @@ class TrainSection:
     logging_first_step: bool
     log_on_each_node: bool
     logging_nan_inf_filter: bool
-    include_num_input_tokens_seen: str | bool
+    include_num_input_tokens_seen: bool | str
     log_level: str
     log_level_replica: str
     disable_tqdm: bool | None
-    report_to: None | str | list[str]
+    report_to: str | list[str] | None
     run_name: str | None
     project: str
     trackio_space_id: str | None
     trackio_bucket_id: str | None
-    trackio_static_space_id: None | Literal[False]
+    trackio_static_space_id: Literal[False] | None
     eval_strategy: Literal['no', 'steps', 'epoch']
     eval_steps: float | None
     eval_delay: float
@@ -108,7 +108,7 @@ class TrainSection:
     ddp_backend: str | None
     ddp_timeout: int
     fsdp: str | None
-    fsdp_config: dict[str, Any] | str | None
+    fsdp_config: str | dict[str, Any] | None
     deepspeed: dict[str, Any] | str | None
     debug: str | list[Literal['underflow_overflow', 'tpu_metrics_debug']]
     skip_memory_metrics: bool
@@ -117,12 +117,12 @@ class TrainSection:
     do_predict: bool
     resume_from_checkpoint: str | None
     local_rank: int
-    model_init_kwargs: dict[str, Any] | str | None
+    model_init_kwargs: str | dict[str, Any] | None
     trust_remote_code: bool
     router_aux_loss_coef: float | None
     chat_template_path: str | None
     dataset_text_field: str
-    dataset_kwargs: dict[str, Any] | str | None
+    dataset_kwargs: str | dict[str, Any] | None
     dataset_num_proc: int | None
     eos_token: str | None
     max_length: int | None
@@ -149,8 +149,8 @@ class LoraSection:
     revision: str | None
     inference_mode: bool
     r: int
-    target_modules: list[str] | str | None
-    exclude_modules: list[str] | str | None
+    target_modules: str | list[str] | None
+    exclude_modules: str | list[str] | None
     lora_alpha: int
     lora_dropout: float
     fan_in_fan_out: bool
@@ -158,13 +158,13 @@ class LoraSection:
     use_rslora: bool
     modules_to_save: list[str] | None
     init_lora_weights: bool | Literal['gaussian', 'eva', 'olora', 'pissa', 'pissa_niter_[number of iters]', 'corda', 'loftq', 'orthogonal', 'mica']
-    layers_to_transform: list[int] | int | None
-    layers_pattern: list[str] | str | None
+    layers_to_transform: int | list[int] | None
+    layers_pattern: str | list[str] | None
     rank_pattern: dict[str, Any] | None
     alpha_pattern: dict[str, Any] | None
     megatron_config: dict[str, Any] | None
     megatron_core: str | None
-    trainable_token_indices: list[int] | dict[str, list[int]] | None
+    trainable_token_indices: dict[str, list[int]] | list[int] | None
     loftq_config: dict[str, Any] | dict[str, Any]
     eva_config: dict[str, Any] | None
     corda_config: dict[str, Any] | None
