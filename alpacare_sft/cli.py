@@ -50,9 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"alpacare-sft {sft.__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", title="verbs")
-    for verb, told in VERBS.items():
+    for verb, summary in VERBS.items():
         sub = verbs.add_parser(
-            verb, help=told, description=told[0].upper() + told[1:] + ".", epilog=EPILOG, allow_abbrev=False,
+            verb, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=EPILOG, allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         add_flags(sub, verb)
@@ -196,12 +196,12 @@ def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into an exit with 75: what was answered is kept."""
+    """Turn SIGINT and SIGTERM into an exit with 75: the answers so far are saved."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
-        raise StoppedError("stopped on request. What was answered is kept; run it again to go on.") from None
+        raise StoppedError("stopped on request. The answers so far are saved; run it again to go on.") from None
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -7,7 +7,7 @@ AlpacareError
 └── RunError       the run failed, or its directory refuses it      exit 1
     └── StoppedError   stopped on request, with a checkpoint        exit 75
 
-Each message stands alone: what must be, what was found, and what to do about it.
+Each message stands alone: what must be, what was given, and what to do about it.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class DataError(AlpacareError):
 
 
 class ModelError(AlpacareError):
-    """The base model or its tokenizer cannot be had, or cannot be trained as asked."""
+    """The base model or its tokenizer cannot be had, or cannot be trained as requested."""
 
 
 class RunError(AlpacareError):
-    """A run failed, or its directory does not allow what was asked."""
+    """A run failed, or its directory does not allow what was requested."""
 
 
 class StoppedError(RunError):

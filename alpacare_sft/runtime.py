@@ -36,7 +36,7 @@ _PROGRESS_BARS = {
 _QUIET_LOGGERS = {
     # bitsandbytes 0.50 tells of an optional kernel at import, on machines that never quantize.
     "bitsandbytes.backends.cpu.ops": logging.ERROR,
-    # datasets 5.2 prints what it raises; the error that is told names the line as well.
+    # datasets 5.2 prints what it raises; our error names the line as well.
     "datasets.packaged_modules": logging.CRITICAL,
 }
 
@@ -214,7 +214,7 @@ def describe_hardware(use_cpu: bool = False) -> dict[str, Any]:
     import psutil
     import torch
 
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "device": "cpu",
         "machine": platform.machine(),
         "python": platform.python_version(),
@@ -227,13 +227,13 @@ def describe_hardware(use_cpu: bool = False) -> dict[str, Any]:
     }
     if has_gpu(use_cpu):
         properties = torch.cuda.get_device_properties(0)
-        found |= {
+        facts |= {
             "device": torch.cuda.get_device_name(),
             "compute_capability": f"{properties.major}.{properties.minor}",
             "device_memory_bytes": properties.total_memory,
             "cuda": torch.version.cuda,
         }
-    return found
+    return facts
 
 
 def peak_memory_bytes(use_cpu: bool = False) -> int:

@@ -49,7 +49,7 @@ ORDER = [
     "model",
     "model.cpu_layout",
     "training",
-    "training.upstream",
+    "training.checks",
     "model.prompt",
     "model.base",
     "data.files",

@@ -78,7 +78,7 @@ def test_a_finished_run_is_left_alone(make_recipe: Make, capsys: pytest.CaptureF
     train(recipe)
     before = adapter_bytes(recipe.output_dir)
     train(recipe)
-    assert "nothing to do" in capsys.readouterr().out
+    assert "this run is complete" in capsys.readouterr().out
     assert adapter_bytes(recipe.output_dir) == before
 
 
@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     train(recipe)
     told = capsys.readouterr().out
-    assert f"checkpoint-6 is passed over: {damage}" in told
+    assert f"checkpoint-6 is skipped: {damage}" in told
     assert "going on from step 3" in told
     assert adapter_bytes(recipe.output_dir) == whole["adapter"]
 

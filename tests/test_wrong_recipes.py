@@ -28,7 +28,7 @@ def data(keys: str) -> str:
 
 WRONG = {
     # keys
-    "no words for a notice": Wrong(["safety.disclaimer must hold words"], "safety: {disclaimer: ' '}"),
+    "no words for a notice": Wrong(["safety.disclaimer must not be empty"], "safety: {disclaimer: ' '}"),
     "unknown section": Wrong(["trian is not a key", "Did you mean train?"], "trian: {seed: 1}"),
     "unknown key": Wrong(["train.learning_rat is not a key", "train.learning_rate?"], "train: {learning_rat: 1}"),
     "unknown key far from all": Wrong(

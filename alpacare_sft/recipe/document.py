@@ -125,9 +125,9 @@ def read_document(path: Path) -> tuple[dict[str, Any], list[Fault]]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(document, dict):
-        found = "nothing" if document is None else type(document).__name__
+        kind = "nothing" if document is None else type(document).__name__
         raise RecipeError(
-            f"{path} must be a mapping of sections (model, data, train, …), got {found}. Start from recipes/demo.yaml."
+            f"{path} must be a mapping of sections (model, data, train, …), got {kind}. Start from recipes/demo.yaml."
         )
     return document, duplicates
 

@@ -82,7 +82,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         overrides: command-line words such as `["--train.learning_rate", "1e-4"]`.
 
     Raises:
-        RecipeError: with every fault that can be found, each naming its key.
+        RecipeError: with all faults, each naming its key.
     """
     path = Path(path)
     document, faults = read_document(path)
@@ -95,7 +95,7 @@ def recipe_from_document(document: dict[str, Any], source: str = "", faults: Seq
     """Check a mapping of sections and make a `Recipe` of it.
 
     Raises:
-        RecipeError: with every fault that can be found.
+        RecipeError: with all faults.
     """
     given = {key: {} if value is None and key in known_keys() else value for key, value in document.items()}
     document = _without_removed_keys(given)

@@ -103,7 +103,7 @@ _HEAD = """\
 A recipe is one YAML file. `t4.yaml` is the reference, `t4-qlora.yaml` the same on a 4-bit base,
 `demo.yaml` the same shape at a size that a laptop trains in minutes.
 
-Every key has an override on the command line: `--data.splits.train 40`. Faults are told all at
+Every key has an override on the command line: `--data.splits.train 40`. All faults are reported at
 once, before anything is loaded. A section left out has its defaults. Editors with YAML support
 complete and check a recipe by the line at its top, once `make recipes/schema.json` has written the
 schema (it depends on the versions of TRL and PEFT that you have).

@@ -56,8 +56,8 @@ _PUBLISHING = (
 REFUSED = {
     "train": {
         "output_dir": "It stands once, at the top: output_dir",
-        "completion_only_loss": "Prompts are never learnt; leave it out",
-        "assistant_only_loss": "Answers alone are learnt already; leave it out",
+        "completion_only_loss": "Prompts are never in the loss; leave it out",
+        "assistant_only_loss": "Answers alone are in the loss already; leave it out",
         "push_to_hub": _PUBLISHING,
         "hub_model_id": "Use hub.repo_id",
         "hub_token": "The token comes from the environment (HF_TOKEN or `hf auth login`), never from a file",
@@ -69,7 +69,7 @@ REFUSED = {
         "trust_remote_code": "Code from a model repository is not run; choose a model that transformers knows",
         "chat_template_path": "Use prompt.format: chat for the model's own template",
         "dataset_text_field": "Use data.columns",
-        "dataloader_drop_last": "Every row is learnt and scored; leave it out",
+        "dataloader_drop_last": "Every row is used and scored; leave it out",
         "deepspeed": "Each process holds the whole model, so that one can save the adapter; leave it out",
         "fsdp": "Each process holds the whole model, so that one can save the adapter; leave it out",
         "fsdp_config": "Each process holds the whole model, so that one can save the adapter; leave it out",
@@ -288,10 +288,10 @@ def judge_faults(judge: Any, baseline: bool, metrics: Sequence[str]) -> Iterator
 
 
 def safety_faults(disclaimer: str) -> Iterator[Fault]:
-    """The notice is what people read beside every answer; there is none without words."""
+    """The notice is what people read beside every answer; it is never empty."""
     if not disclaimer.strip():
         yield Fault(
-            "safety.disclaimer", "must hold words, it stands beside every answer that people read. Leave it out."
+            "safety.disclaimer", "must not be empty, it stands beside every answer that people read. Leave it out."
         )
 
 

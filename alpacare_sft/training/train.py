@@ -27,8 +27,8 @@ from alpacare_sft.run.trained import continue_run
 from alpacare_sft.runtime import is_main_process, prepared_process, say
 from alpacare_sft.training.batches import Batch, describe_batch, refuse_other_batch
 from alpacare_sft.training.checkpoints import STATE, Checkpoint, ended_training, newest_whole_checkpoint, saved_batch
+from alpacare_sft.training.checks import check_config, check_launcher
 from alpacare_sft.training.config import build_sft_config, build_trainer, check_trackers
-from alpacare_sft.training.upstream import check_config, check_launcher
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -63,39 +63,43 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
     check_launcher()
     runtime.check_devices()
     threads = runtime.set_threads()
-    recipe = _settle_precision(recipe)
     run = RunDirectory(recipe.output_dir)
-    if run.holds_work() and not overwrite:
-        recipe = continue_run(run, recipe)
-        refuse_other_batch(run, recipe.train)
-    else:
-        refuse_removed_keys(recipe)
+    recipe = _resolve(recipe, run, overwrite)
     precision = runtime.resolve_precision(recipe.train)
-    check_trackers(recipe)
     config = build_sft_config(recipe, run, precision)
-    check_config(config)  # what upstream refuses is told before anything is written
+    check_config(config)  # what upstream refuses late is reported before anything is written
     with run.lock() if is_main_process() else nullcontext(), StopOnSignal() as stop:
         with _main_process_first():
             if overwrite and is_main_process():
                 run.clear()
             record = run.read_record()
         if record.get("status") == "done" and run.has_adapter():
-            say(f"{run.path} holds this run, done: nothing to do. --overwrite runs it anew.")
+            say(f"{run.path}: this run is complete; use --overwrite to start over.")
             return record
         if run.holds_work() and recipe.resume == "never":
             fault = "holds an unfinished run and resume is never"
             raise RunError(f"output_dir: {run.path} {fault}. Add --resume auto to go on, or --overwrite to begin anew.")
-        for note in recipe.notes:
-            say(note)
         device = runtime.describe_hardware(recipe.train.use_cpu)["device"]
-        say(f"{precision.name} on {device}, {threads} threads, output in {run.path}")
+        for note in (*recipe.notes, f"{precision.name} on {device}, {threads} threads, output in {run.path}"):
+            say(note)
         with recorded(run, recipe, batch=dataclasses.asdict(Batch.of(config))):
             return _run(recipe, run, config, stop)
 
 
-def _run(recipe: Recipe, run: RunDirectory, config: SFTConfig, stop: StopOnSignal) -> dict[str, Any]:
-    from alpacare_sft.training.callbacks import summarize_training
+def _resolve(recipe: Recipe, run: RunDirectory, overwrite: bool) -> Recipe:
+    """The recipe with what follows from this machine, and from the run that its directory holds."""
+    precision = runtime.resolve_precision(recipe.train)
+    recipe = settle(recipe, train=dataclasses.replace(recipe.train, fp16=precision.fp16, bf16=precision.bf16))
+    if run.holds_work() and not overwrite:
+        recipe = continue_run(run, recipe)
+        refuse_other_batch(run, recipe.train)
+    else:
+        refuse_removed_keys(recipe)
+    check_trackers(recipe)
+    return recipe
 
+
+def _run(recipe: Recipe, run: RunDirectory, config: SFTConfig, stop: StopOnSignal) -> dict[str, Any]:
     clock = _StageClock(run.read_record().get("seconds", {}))
     tokenizer = load_tokenizer(recipe.model)
     check_context(recipe.model, recipe.max_length)
@@ -123,22 +127,27 @@ def _run(recipe: Recipe, run: RunDirectory, config: SFTConfig, stop: StopOnSigna
     save_adapter(trainer, run, identity, untrained)
     clock.end("save")
     encoder = PromptEncoder(tokenizer, recipe.prompt)
-    record = run.update_record(
-        {
-            "base_model": identity,
-            "end_token_ids": end_token_ids(base, tokenizer, encoder.end_token_id()),
-            "default_system": encoder.default_system(),
-            "parameters": parameters,
-            "tokens": {"trained": trainer.state.num_input_tokens_seen, "answer": trainer.account.answer_tokens},
-            "train": summarize_training(trainer),
-            "seconds": {stage: round(value, 3) for stage, value in clock.seconds.items()},
-        }
-    )
+    facts = {
+        "base_model": identity,
+        "end_token_ids": end_token_ids(base, tokenizer, encoder.end_token_id()),
+        "default_system": encoder.default_system(),
+        "parameters": parameters,
+        "seconds": {stage: round(value, 3) for stage, value in clock.seconds.items()},
+    }
+    return _complete(recipe, run, trainer, facts)
+
+
+def _complete(recipe: Recipe, run: RunDirectory, trainer: AnswerSFTTrainer, facts: dict[str, Any]) -> dict[str, Any]:
+    """Record, card and report of a training whose adapter is saved."""
+    from alpacare_sft.training.callbacks import summarize_training
+
+    tokens = {"trained": trainer.state.num_input_tokens_seen, "answer": trainer.account.answer_tokens}
+    record = run.update_record({**facts, "tokens": tokens, "train": summarize_training(trainer)})
     save_card(run, recipe)
     save_training_report(run.training_report, record, trainer.state.log_history)
     record = run.update_record({"status": "done"})
     (run.adapter / STATE).unlink()
-    say(_farewell(run, record))
+    say(_summary(run, record))
     return record
 
 
@@ -150,7 +159,7 @@ class _StageClock:
         self.since = time.monotonic()
 
     def end(self, stage: str, total: float | None = None) -> None:
-        """A stage ends here; `total` is its sum where something else has kept it."""
+        """A stage ends here; `total` is its sum where something else has measured it."""
         now = time.monotonic()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.since if total is None else total
         self.since = now
@@ -172,12 +181,6 @@ def _prepare_rows(recipe: Recipe, run: RunDirectory, tokenizer: Any) -> Prepared
     return data
 
 
-def _settle_precision(recipe: Recipe) -> Recipe:
-    """The recipe with the precision that it names, or that suits this machine."""
-    precision = runtime.resolve_precision(recipe.train)
-    return settle(recipe, train=dataclasses.replace(recipe.train, fp16=precision.fp16, bf16=precision.bf16))
-
-
 @contextmanager
 def _main_process_first() -> Iterator[None]:
     """The first process fills the cache of `datasets`, the others read it."""
@@ -191,18 +194,18 @@ def _main_process_first() -> Iterator[None]:
 
 
 def _disk_need_bytes(recipe: Recipe, trainable: int) -> int:
-    """Room for the checkpoints kept at once and the adapter: weights and two moments in float32."""
-    kept = (recipe.train.save_total_limit or 20) + 1
-    return kept * (trainable * 4 * 3 + _TOKENIZER_BYTES) + trainable * 4 + _TOKENIZER_BYTES
+    """Room for the checkpoints that exist at once and the adapter: weights and two moments in float32."""
+    number = (recipe.train.save_total_limit or 20) + 1
+    return number * (trainable * 4 * 3 + _TOKENIZER_BYTES) + trainable * 4 + _TOKENIZER_BYTES
 
 
 def _train_or_resume(trainer: AnswerSFTTrainer, recipe: Recipe, run: RunDirectory) -> None:
     if ended := ended_training(run):
         _restore_ended(trainer, ended, ended.path)
         return
-    checkpoint, passed_over = newest_whole_checkpoint(run.checkpoints)
-    for path, fault in passed_over:
-        say(f"{path.name} is passed over: {fault}.")
+    checkpoint, skipped = newest_whole_checkpoint(run.checkpoints)
+    for path, fault in skipped:
+        say(f"{path.name} is skipped: {fault}.")
         if is_main_process():
             shutil.rmtree(path)
     if checkpoint is None:
@@ -235,7 +238,7 @@ def _restore_ended(trainer: AnswerSFTTrainer, ended: Checkpoint, weights: Path) 
     set_peft_model_state_dict(trainer.model, load_file(weights / WEIGHTS))
 
 
-def _farewell(run: RunDirectory, record: Mapping[str, Any]) -> str:
+def _summary(run: RunDirectory, record: Mapping[str, Any]) -> str:
     train = record["train"]
     loss = ""
     if train["eval_loss"] is not None:

@@ -1,4 +1,4 @@
-"""What the libraries under a run refuse late, or do otherwise than asked: told before anything is loaded."""
+"""What the libraries under a run refuse late, or do otherwise than requested: reported before anything is loaded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from alpacare_sft import runtime
-from alpacare_sft.errors import RecipeError
+from alpacare_sft.errors import RecipeError, first_line
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -27,15 +27,15 @@ def check_launcher() -> None:
     """Refuse a launcher's configuration that splits the model over processes.
 
     The adapter and its checkpoints are written whole by one process; and without a GPU accelerate
-    1.15 leaves FSDP and DeepSpeed out without a word.
+    1.15 leaves FSDP and DeepSpeed out silently.
 
     Raises:
         RecipeError: with what to do instead.
     """
-    found = [name for key, name in _SPLIT_WEIGHTS.items() if os.environ.get(key, "").lower() in ("true", "1", "yes")]
-    if found:
+    modes = [name for key, name in _SPLIT_WEIGHTS.items() if os.environ.get(key, "").lower() in ("true", "1", "yes")]
+    if modes:
         raise RecipeError(
-            f"the launcher asks for {' and '.join(found)}, which is not supported: each process must hold the whole "
+            f"the launcher asks for {' and '.join(modes)}, which is not supported: each process must hold the whole "
             "model, so that one can save the adapter. Launch with --multi_gpu, or answer no to it in `accelerate "
             "config`; for less memory a process add --model.quantization nf4 or --train.activation_checkpointing true."
         )
@@ -73,7 +73,7 @@ def _check_schedule(config: SFTConfig) -> None:
     except (ValueError, TypeError) as error:
         raise RecipeError(
             f"train.lr_scheduler_kwargs must suit train.lr_scheduler_type {name}, got {options or 'none'}: "
-            f"{_one_line(error)}."
+            f"{first_line(error)}."
         ) from error
 
 
@@ -87,7 +87,7 @@ def _check_optimizer(config: SFTConfig) -> None:
         if name.startswith(_NEED_THE_MODEL) and not isinstance(error, ImportError):
             return
         options = f" with train.optim_args {config.optim_args!r}" if config.optim_args else ""
-        raise RecipeError(f"train.optim: {name}{options} cannot be used here: {_one_line(error)}.") from error
+        raise RecipeError(f"train.optim: {name}{options} cannot be used here: {first_line(error)}.") from error
 
 
 def _check_loader(config: SFTConfig) -> None:
@@ -115,7 +115,3 @@ def _check_compilation(config: SFTConfig) -> None:
         value = getattr(config, f"torch_compile_{key}")
         if value is not None and value not in known:
             raise RecipeError(f"train.torch_compile_{key} must be one of {', '.join(known)}, got {value}.")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".")
