@@ -128,7 +128,7 @@ BASES = {
     "an adapter": Base(
         lambda base: (base / "adapter_config.json").write_text("{}"), "must be a base model, {base} holds an adapter"
     ),
-    "no weights": Base(lambda base: (base / "model.safetensors").unlink(), "{base} cannot be loaded"),
+    "no weights": Base(lambda base: (base / "model.safetensors").unlink(), "{base} holds no weights"),
     "weights cut short": Base(
         lambda base: (base / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes()[:-99]),
         "{base} holds weights that are cut short or damaged",
@@ -137,7 +137,7 @@ BASES = {
     "broken configuration": Base(lambda base: (base / "config.json").write_text("{"), "{base} cannot be loaded"),
     "unknown architecture": Base(edit_json("config.json", model_type="xyz"), "{base} cannot be loaded"),
     "no tokenizer": Base(lambda base: [path.unlink() for path in base.glob("token*")], "{base} cannot be loaded"),
-    "a classifier": Base(edit_json("config.json", model_type="vit"), "{base} cannot be loaded"),
+    "a classifier": Base(edit_json("config.json", model_type="vit"), "must be a causal language model, {base} is"),
     "weights of another size": Base(edit_json("config.json", vocab_size=500), "{base} holds weights of other sizes"),
 }
 

@@ -42,6 +42,14 @@ def is_known_key(dotted: str) -> bool:
     return annotation is not None and all(name in (nested_keys(annotation) or [name]) for name in inner[:1])
 
 
+def key_type(dotted: str) -> Any:
+    """The type of a key that `leaves` names."""
+    kinds: Any = {**known_keys(), "output_dir": str, "resume": str}
+    for name in dotted.split("."):
+        kinds = (kinds if isinstance(kinds, dict) else nested_keys(kinds) or {})[name]
+    return kinds
+
+
 def nested_keys(annotation: Any) -> dict[str, Any] | None:
     """Key → type of a section within a section, or None for a value."""
     section = nested_section(annotation)

@@ -5,12 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+
+from yaml import YAMLError
 
 from alpacare_sft.errors import Fault
 from alpacare_sft.recipe import rules
-from alpacare_sft.recipe.keys import entry_section, known_keys, nested_keys, nested_section, section_types
+from alpacare_sft.recipe.document import apply_overrides, parse_yaml
+from alpacare_sft.recipe.keys import (
+    entry_section,
+    key_type,
+    known_keys,
+    leaves,
+    nested_keys,
+    nested_section,
+    section_types,
+)
+from alpacare_sft.recipe.upstream import flatten
 from alpacare_sft.recipe.values import describe_type, quotes_remedy, show_value
 
 if TYPE_CHECKING:
@@ -61,8 +74,10 @@ def validate(document: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[F
             }
     if document.get("output_dir", "") in (None, ""):
         document.pop("output_dir", None)  # blank is missing
+    plain = _as_json(document)
+    apply_overrides(plain, list(_numbers_in_quotes(plain)))
     try:
-        model = recipe_model().model_validate_json(json.dumps(_as_json(document)), strict=True)
+        model = recipe_model().model_validate_json(json.dumps(plain), strict=True)
     except ValidationError as error:
         reported = {fault.key for fault in refused}
         return None, [*refused, *(fault for fault in _faults(error, document) if fault.key not in reported)]
@@ -73,6 +88,15 @@ def _refused(section: str, values: Any) -> Iterator[Fault]:
     for key in values if isinstance(values, Mapping) else ():
         if fault := rules.refused_key(section, str(key)):
             yield fault
+
+
+def _numbers_in_quotes(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys that hold no text and are given `"2e-4"`, with what the text says."""
+    for dotted, value in leaves(document):
+        kinds = {get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in flatten(key_type(dotted))}
+        if isinstance(value, str) and kinds <= {int, float, bool, type(None)}:
+            with suppress(YAMLError):
+                yield dotted, parse_yaml(value)[0]
 
 
 def _as_json(value: Any, parents: Sequence[int] = ()) -> Any:
@@ -126,12 +150,8 @@ def fits_key(dotted: str, value: Any) -> bool:
     """Whether a key of the installed libraries takes a value."""
     from pydantic import TypeAdapter, ValidationError
 
-    section, key, *inner = dotted.split(".")
-    annotation = known_keys()[section][key]
-    for name in inner:
-        annotation = (nested_keys(annotation) or {})[name]
     try:
-        TypeAdapter(annotation).validate_json(json.dumps(_as_json(value)), strict=True)
+        TypeAdapter(key_type(dotted)).validate_json(json.dumps(_as_json(value)), strict=True)
     except ValidationError:
         return False
     return True
