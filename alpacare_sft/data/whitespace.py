@@ -12,15 +12,17 @@ _MANY_BREAKS = re.compile(r"\n{3,}")
 # What may stand between two cells: a tab, three blanks, or two that do not follow the end of a sentence, where many
 # people type two.
 _GAP_TEXT = r"(?<=\S)(?:[^\S\n]*\t[^\S\n]*|[^\S\n]{3,}|(?<![.!?])(?<![.!?][\"')\]])[^\S\n]{2})(?=\S)"
-_GAP = re.compile(_GAP_TEXT)
-# A line whose first cell is empty, or an outermost item that is itself indented, loses its place without its indentation.
+_GAP = re.compile(rf"{_GAP_TEXT}|\|.*\|")  # or cells between bars
+# A line whose first cell is empty, or an outermost item that is indented, loses its place without its indentation.
 _PLACED_BY_INDENTATION = re.compile(rf"\n(?:[^\S\n]+\S|[^\n]*?{_GAP_TEXT})")
+# In a line by itself one tab may be a slip. Two are cells, two in a row an empty one, and so is one beside a number.
+_CELL_BY_TAB = re.compile(r"\t.*\t|\d\t|\t[-−+±<>≤≥]?\d")
 # How far a line with a gap may stand from the next one of the same table: one line, such as a heading, may be between.
 _NEAR_LINES = 2
 _FENCES = ("```", "~~~")
 
 _ITEM = r"(?:[-*+•‣◦▪·–—]|\(?(?:\d{1,3}|[A-Za-z])[.)])[^\S\n]+\S"
-# A line of at most 50 characters that ends no sentence was not wrapped, it ended there: prose is wrapped at 60 and more.
+# A line of at most 50 characters that ends no sentence ended where it should: prose is wrapped at 60 and more.
 _SHORT_LINE = r"(?<![^\n])[^\n]{0,49}[^\s.!?:;,]\n(?=\S)"
 _STRUCTURE = re.compile(rf"\n\s*{_ITEM}|```|~~~|\n[^\S\n]+\S|\n[^\n|]*\|[^\n|]*\||{_SHORT_LINE}|{_GAP_TEXT}")
 _CELLS = re.compile(r"\S[^\S\n]*\t\s*\S")
@@ -74,8 +76,7 @@ def _laid_out(lines: list[str]) -> set[int]:
     for number, place in enumerate(filled):
         line = lines[place]
         near = gaps[max(0, number - _NEAR_LINES) : number] + gaps[number + 1 : number + 1 + _NEAR_LINES]
-        # One tab in one line may be a slip; two are cells, and two in a row an empty one.
-        if line[0] in " \t" or (gaps[number] and (any(near) or line.count("\t") > 1)):
+        if line[0] in " \t" or (gaps[number] and (any(near) or _CELL_BY_TAB.search(line))):
             result.add(place)
     return result
 
