@@ -179,11 +179,11 @@ def _text_steps(clean: CleanSection) -> dict[str, Callable[[str], str]]:
 
 def _clean_texts(rows: Dataset, clean: CleanSection, num_proc: int | None) -> Dataset:
     """Every text cleaned in one pass; a column `flags` has a bit for each step that changed the row, and each note."""
-    from datasets import Features, Value
+    from datasets import Dataset, Features, Value
 
     features = Features({**rows.features, "flags": Value("int64")})
     if len(rows) == 0:  # `map` would not add the column
-        return rows.add_column("flags", [])
+        return Dataset.from_dict({name: [] for name in features}, features=features)
     return rows.map(
         _clean_batch,
         batched=True,
