@@ -1,178 +1,259 @@
-"""Cleaning, one counted step after another, in the order of `CleanSection`."""
+"""Cleaning, one counted step after another, in the order of `CleanSection`, and what a person should know of it."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from alpacare_sft.data.characters import (
+    find_damage,
+    find_mended,
+    find_uncertain,
+    mend_symbols,
+    remove_non_printable,
+    show_invisible,
+    straighten_quotes,
+)
 from alpacare_sft.data.equality import copy_key
-from alpacare_sft.recipe.sections import ROW_COLUMNS, TEXT_COLUMNS, CleanSection
+from alpacare_sft.data.whitespace import collapse_all, collapse_lines, lost_structure, strip
+from alpacare_sft.recipe.sections import ROW_COLUMNS, CleanSection
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Primes (′ ″) measure and do not quote; they are not here.
-_STRAIGHT = str.maketrans({"‘": "'", "’": "'", "‚": "'", "‛": "'", "“": '"', "”": '"', "„": '"', "‟": '"'})
-_REMOVED_CATEGORIES = ("Cc", "Cf", "Cs", "Co")
-_BLANKS = re.compile(r"[^\S\n]+")
-_BLANKS_AT_BREAK = re.compile(r" ?\n ?")
-_MANY_BREAKS = re.compile(r"\n{3,}")
+NOTES = (
+    "structure_lost",
+    "signs_mended",
+    "uncertain_characters",
+    "damaged_text",
+    "ambiguous_inputs",
+    "short_answers",
+)
+"""What is counted with examples beside the steps; `reporting.pages` has the words for it."""
+
+_TEXT_STEPS = ("strip", "collapse_whitespace", "straight_quotes", "remove_non_printable")
+_BITS = {name: 1 << place for place, name in enumerate((*_TEXT_STEPS, "no_input_marks", *NOTES))}
+_NUM_EXAMPLES = 5
+_EXCERPT = 60  # characters before and after what an example shows: a line and a half
+# Inputs that often stand for none and are just as often an entry of a chart: `Allergies: none`, sodium, a dash.
+_AMBIGUOUS_INPUTS = frozenset(("none", "nil", "na", "-", "--", "–", "—"))
+_HOLDS_AN_ANSWER = re.compile(r"[\w+]")
+
+
+@dataclass(frozen=True)
+class CleanedRows:
+    """Rows after cleaning.
+
+    Attributes:
+        rows: the rows retained; instruction, input and output are never null once a step changes texts.
+        steps: for each step `name`, `rows_before`, `rows_after`, `dropped` and `changed`.
+        notes: for each name of `NOTES` the number of `rows` and a few `examples` (`id`, `column`, `text`, and `after`
+            where the text was changed). Short answers are among the rows dropped, all others among those retained.
+    """
+
+    rows: Dataset
+    steps: list[dict[str, Any]]
+    notes: dict[str, dict[str, Any]]
 
 
 def clean_rows(rows: Dataset, clean: CleanSection, num_proc: int | None = None) -> tuple[Dataset, list[dict[str, Any]]]:
+    """The rows and steps of `clean_with_notes`."""
+    result = clean_with_notes(rows, clean, num_proc)
+    return result.rows, result.steps
+
+
+def clean_with_notes(rows: Dataset, clean: CleanSection, num_proc: int | None = None) -> CleanedRows:
     """Clean rows.
 
     Args:
-        rows: columns id, instruction, input and output; text or null.
+        rows: columns id, instruction, input and output, and system where a row has one; text or null.
         clean: which steps to take.
         num_proc: processes for the steps that change text.
-
-    Returns:
-        The rows kept, no text null; and for each step a record of `name`, `rows_before`,
-        `rows_after`, `dropped` and `changed`.
     """
-    steps = []
-    for name, step in _steps(clean):
-        before = len(rows)
-        rows, changed = step(rows, num_proc)
-        after = len(rows)
-        steps.append(
-            {"name": name, "rows_before": before, "rows_after": after, "dropped": before - after, "changed": changed}
-        )
-    return rows, steps
+    steps: list[dict[str, Any]] = []
 
+    def count(name: str, before: Dataset, after: Dataset, changed: int = 0) -> Dataset:
+        sizes = {"rows_before": len(before), "rows_after": len(after), "dropped": len(before) - len(after)}
+        steps.append({"name": name, **sizes, "changed": changed})
+        return after
 
-Step = Callable[["Dataset", int | None], tuple["Dataset", int]]
-
-
-def _steps(clean: CleanSection) -> Iterator[tuple[str, Step]]:
     if clean.drop_missing:
-        yield "drop_missing", _drop_where(_is_missing)
+        rows = count("drop_missing", rows, _drop_missing(rows, clean.no_input_marks))
     if clean.drop_duplicates:
-        yield "drop_duplicates", _drop_duplicates(str)
-    if clean.strip:
-        yield "strip", _change(strip)
-    if clean.collapse_whitespace:
-        yield "collapse_whitespace", _change(_collapse(clean))
-    if clean.straight_quotes:
-        yield "straight_quotes", _change(straighten_quotes)
-    if clean.remove_non_printable:
-        yield "remove_non_printable", _change(remove_non_printable, then=_collapse(clean))
+        rows = count("drop_duplicates", rows, _drop_duplicates(rows, str))
+    source, rows = rows, _clean_texts(rows, clean, num_proc)
+    for name in _text_steps(clean):
+        count(name, rows, rows, len(_flagged(rows, name)))
+    cleaned, rows = rows, _drop_short(rows, clean.min_characters)
     if clean.min_characters:
-        yield "min_characters", _drop_where(_is_short, min_characters=clean.min_characters)
+        count("min_characters", cleaned, rows)
     if clean.no_input_marks:
-        yield "no_input_marks", _change(blank_marks, columns=("input",), marks=tuple(clean.no_input_marks))
+        count("no_input_marks", rows, rows, len(_flagged(rows, "no_input_marks")))
     if clean.drop_duplicates:
-        yield "drop_duplicates_after_cleaning", _drop_duplicates(copy_key)
+        rows = count("drop_duplicates_after_cleaning", rows, _drop_duplicates(rows, copy_key))
+    notes = {name: _note(name, cleaned if name == "short_answers" else rows, source, clean) for name in NOTES}
+    return CleanedRows(rows.remove_columns("flags"), steps, notes)
 
 
-def _collapse(clean: CleanSection) -> Callable[[str], str]:
-    """What a recipe does with runs of white space."""
-    if not clean.collapse_whitespace:
-        return str
-    return collapse_lines if clean.keep_newlines else collapse_all
+def add_up(results: Sequence[CleanedRows]) -> CleanedRows:
+    """The rows of several results one after another, and their counts over all of them."""
+    from datasets import concatenate_datasets
+
+    steps = [
+        {key: value if key == "name" else sum(step[key] for step in parts) for key, value in parts[0].items()}
+        for parts in zip(*(result.steps for result in results), strict=True)
+    ]
+    notes = {}
+    for name in NOTES:
+        parts = [result.notes[name] for result in results]
+        examples = [example for part in parts for example in part["examples"]]
+        notes[name] = {"rows": sum(part["rows"] for part in parts), "examples": examples[:_NUM_EXAMPLES]}
+    return CleanedRows(concatenate_datasets([result.rows for result in results]), steps, notes)
 
 
-def strip(text: str) -> str:
-    """Without white space at both ends."""
-    return text.strip()
+def is_empty(text: str | None, marks: Sequence[str]) -> bool:
+    """Whether a text is null, blank, or one of the marks that say that there is none.
 
-
-def collapse_all(text: str) -> str:
-    """Every run of white space, line breaks included, as one space."""
-    return " ".join(text.split())
-
-
-def collapse_lines(text: str) -> str:
-    """Runs of blanks as one space, every line end as a line feed, at most one empty line in a row."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = _BLANKS_AT_BREAK.sub("\n", _BLANKS.sub(" ", text))
-    return _MANY_BREAKS.sub("\n\n", text).strip()
-
-
-def straighten_quotes(text: str) -> str:
-    """Curly quotes and apostrophes as straight ones; ′ and ″, which measure, stay."""
-    return text.translate(_STRAIGHT)
-
-
-def remove_non_printable(text: str, then: Callable[[str], str] = str) -> str:
-    """Without control, format, surrogate and private-use characters; line breaks and tabs stay.
-
-    Zero-width joiners go too: they are format characters, and tokenizers spend tokens on them.
+    Case, full stops at the end and brackets around do not count, but the brackets of a mark do: the mark `<na>`, which
+    pandas writes, is not `Na`.
     """
-    if text.isascii() and text.isprintable():
-        return text
-    kept = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in _REMOVED_CATEGORIES)
-    return then(kept.strip())  # white space that an invisible character held apart is a run now
-
-
-def blank_marks(text: str, marks: tuple[str, ...]) -> str:
-    """An input such as `<noinput>` or `N/A.` as no input."""
-    return "" if _bare(text) in _bare_marks(marks) else text
+    if text is None or not text.strip():
+        return True
+    name = _name(text)
+    return not _names(tuple(marks)).isdisjoint((name, name.strip("<>[]() ")))
 
 
 @cache
-def _bare_marks(marks: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(_bare(mark) for mark in marks)
+def _names(marks: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(map(_name, marks)) - {""}
 
 
-def _bare(text: str) -> str:
-    return text.strip().rstrip(".").strip("<>[]() ").casefold()
+def _name(text: str) -> str:
+    return text.strip().rstrip(".").casefold()
 
 
-def _is_missing(row: dict[str, Any]) -> bool:
-    return not (row["instruction"] or "").strip() or not (row["output"] or "").strip()
+def blank_marks(text: str, marks: Sequence[str]) -> str:
+    """An input such as `<noinput>` or `N/A.` as no input."""
+    return "" if is_empty(text, marks) else text
 
 
-def _is_short(row: dict[str, Any], min_characters: int) -> bool:
-    return min(len(row["instruction"] or ""), len(row["output"] or "")) < min_characters
+def _drop_missing(rows: Dataset, marks: Sequence[str]) -> Dataset:
+    pairs = zip(rows["instruction"][:], rows["output"][:], strict=True)
+    return _select(rows, [i for i, pair in enumerate(pairs) if not any(is_empty(text, marks) for text in pair)])
 
 
-def _keep(row: dict[str, Any], drop: Callable[..., bool], options: dict[str, Any]) -> bool:
-    return not drop(row, **options)
+def _drop_duplicates(rows: Dataset, key: Callable[[str], str]) -> Dataset:
+    """The first of the rows whose texts have equal keys."""
+    columns = [[key(text or "") for text in rows[name][:]] for name in _text_columns(rows)]
+    first = {row: index for index, row in reversed(list(enumerate(zip(*columns, strict=True))))}
+    return _select(rows, sorted(first.values()))
 
 
-def _drop_where(drop: Callable[..., bool], **options: Any) -> Step:
-    def step(rows: Dataset, num_proc: int | None) -> tuple[Dataset, int]:
-        return rows.filter(_keep, fn_kwargs={"drop": drop, "options": options}, desc="Filtering", num_proc=num_proc), 0
-
-    return step
+def _drop_short(rows: Dataset, min_characters: int) -> Dataset:
+    pairs = zip(rows["instruction"][:], rows["output"][:], strict=True)
+    return _select(rows, [i for i, pair in enumerate(pairs) if min(len(text or "") for text in pair) >= min_characters])
 
 
-def _drop_duplicates(key: Callable[[str], str]) -> Step:
-    """Keep the first of the rows whose texts have equal keys; needs all rows at once, so one process."""
-
-    def step(rows: Dataset, num_proc: int | None) -> tuple[Dataset, int]:
-        columns = [[key(text or "") for text in rows[name][:]] for name in ROW_COLUMNS[1:] if name in rows.column_names]
-        first = {row: index for index, row in reversed(list(enumerate(zip(*columns, strict=True))))}
-        return (rows if len(first) == len(rows) else rows.select(sorted(first.values()))), 0
-
-    return step
+def _select(rows: Dataset, places: list[int]) -> Dataset:
+    return rows if len(places) == len(rows) else rows.select(places)
 
 
-def _change(change: Callable[..., str], columns: tuple[str, ...] = TEXT_COLUMNS, **options: Any) -> Step:
-    def step(rows: Dataset, num_proc: int | None) -> tuple[Dataset, int]:
-        if len(rows) == 0:  # `map` would not add the column
-            return rows, 0
-        rows = rows.map(
-            _apply,
-            batched=True,
-            fn_kwargs={"change": change, "columns": columns, "options": options},
-            desc="Cleaning",
-            num_proc=num_proc,
-        )
-        return rows.remove_columns("changed"), sum(rows["changed"])
-
-    return step
+def _text_columns(rows: Dataset) -> list[str]:
+    return [name for name in ROW_COLUMNS[1:] if name in rows.column_names]
 
 
-def _apply(
-    batch: dict[str, list[Any]], change: Callable[..., str], columns: tuple[str, ...], options: dict[str, Any]
-) -> dict[str, list[Any]]:
-    new = {column: [change(text or "", **options) for text in batch[column]] for column in columns}
-    size = len(batch["id"])
-    new["changed"] = [any(new[c][row] != (batch[c][row] or "") for c in columns) for row in range(size)]  # type: ignore[misc]
-    return new
+def _text_steps(clean: CleanSection) -> dict[str, Callable[[str], str]]:
+    """The steps that change every text, by the name of their key."""
+    collapse: Callable[[str], str] = collapse_lines if clean.keep_newlines else collapse_all
+    steps: dict[str, Callable[[str], str]] = {
+        "strip": strip if clean.keep_newlines else str.strip,
+        "collapse_whitespace": collapse,
+        "straight_quotes": straighten_quotes,
+        "remove_non_printable": lambda text: remove_non_printable(text, collapse if clean.collapse_whitespace else str),
+    }
+    return {name: step for name, step in steps.items() if getattr(clean, name)}
+
+
+def _clean_texts(rows: Dataset, clean: CleanSection, num_proc: int | None) -> Dataset:
+    """Every text cleaned in one pass; a column `flags` has a bit for each step that changed the row, and each note."""
+    from datasets import Dataset, Features, Value
+
+    features = Features({**rows.features, "flags": Value("int64")})
+    if len(rows) == 0:  # `map` would not add the column
+        return Dataset.from_dict({name: [] for name in features}, features=features)
+    return rows.map(
+        _clean_batch,
+        batched=True,
+        fn_kwargs={"clean": clean, "columns": _text_columns(rows)},
+        features=features,
+        num_proc=num_proc,
+        desc="Cleaning",
+    )
+
+
+def _clean_batch(batch: dict[str, list[Any]], clean: CleanSection, columns: list[str]) -> dict[str, list[Any]]:
+    steps = _text_steps(clean)
+    flags = [0] * len(batch["id"])
+    result: dict[str, list[Any]] = {column: [] for column in columns}
+    for column in columns:
+        # A null system turn is the template's own, not an empty one; other nulls are empty texts once texts change.
+        keep_null = column == "system" or not (steps or clean.no_input_marks)
+        for place, raw in enumerate(batch[column]):
+            text = raw or ""
+            for name, step in steps.items():
+                if (new := step(text)) != text:
+                    flags[place] |= _BITS[name]
+                    text = new
+            if column == "input" and (new := blank_marks(text, clean.no_input_marks)) != text:
+                flags[place] |= _BITS["no_input_marks"]
+                text = new
+            for name, _, _ in _find_notes(raw or "", text, column, clean):
+                flags[place] |= _BITS[name]
+            result[column].append(None if raw is None and keep_null else text)
+    return {**result, "flags": flags}
+
+
+def _find_notes(raw: str, text: str, column: str, clean: CleanSection) -> Iterator[tuple[str, str, int]]:
+    """Each note on a text: its name, the text that shows it, before or after cleaning, and where."""
+    if clean.collapse_whitespace and not clean.keep_newlines and (match := lost_structure(raw)):
+        yield "structure_lost", raw.strip(), match.start()
+    if match := find_damage(raw):
+        yield "damaged_text", raw, match.start()
+    if match := find_uncertain(text):
+        yield "uncertain_characters", text, match.start()
+    if clean.remove_non_printable and (match := find_mended(raw)):
+        yield "signs_mended", raw, match.start(2)
+    if column == "input" and text.rstrip(".").casefold() in _AMBIGUOUS_INPUTS:
+        yield "ambiguous_inputs", text, 0
+    if column == "output" and len(text) < clean.min_characters and _HOLDS_AN_ANSWER.search(text):
+        yield "short_answers", text, 0
+
+
+def _flagged(rows: Dataset, name: str) -> list[int]:
+    """Places of the rows that a step changed or a note is on."""
+    return [place for place, flags in enumerate(rows["flags"][:]) if flags & _BITS[name]]
+
+
+def _note(name: str, rows: Dataset, source: Dataset, clean: CleanSection) -> dict[str, Any]:
+    """Number of rows with a note, and examples; `source` has the texts before cleaning."""
+    places = _flagged(rows, name)
+    examples = []
+    raw_rows = dict(zip(source["id"][:], range(len(source)), strict=True)) if places else {}
+    for place in places[:_NUM_EXAMPLES]:
+        row = rows[place]
+        raw = source[raw_rows[row["id"]]]
+        for column in _text_columns(rows):
+            for note, text, start in _find_notes(raw[column] or "", row[column] or "", column, clean):
+                if note == name:
+                    after = {"after": _excerpt(mend_symbols(text), start)} if name == "signs_mended" else {}
+                    examples.append({"id": row["id"], "column": column, "text": _excerpt(text, start), **after})
+    return {"rows": len(places), "examples": examples[:_NUM_EXAMPLES]}
+
+
+def _excerpt(text: str, start: int) -> str:
+    """The text around a place, in which every character can be seen."""
+    first, last = max(0, start - _EXCERPT), start + _EXCERPT
+    return ("…" if first else "") + show_invisible(text[first:last]) + ("…" if last < len(text) else "")

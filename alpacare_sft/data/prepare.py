@@ -81,9 +81,10 @@ def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedData
     parts = load_parts(recipe.data)
     loaded = sum(len(part.rows) for part in parts.values())
     num_proc = recipe.train.dataset_num_proc or _num_processes(loaded)
-    cleaned, steps = clean_parts(parts, recipe.data.clean, num_proc)
+    result = clean_parts(parts, recipe.data.clean, num_proc)
+    cleaned = result.rows
     if len(cleaned) == 0:
-        raise DataError(_no_row_left(loaded, steps))
+        raise DataError(_no_row_left(loaded, result.steps))
     max_length = recipe.max_length
     encoded = cleaned.map(
         _encode, fn_kwargs={"encoder": encoder, "max_length": max_length}, num_proc=num_proc, desc="Tokenizing"
@@ -109,7 +110,8 @@ def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedData
         "unused_sources": list(describe_unused(sources)),
         "prompt": {"system": recipe.prompt.system, "default_system": encoder.default_system()},
         "rows": rows,
-        "steps": steps,
+        "steps": result.steps,
+        "cleaning": result.notes,
         "max_length": max_length,
         "seed": recipe.data.seed,
         "splits": {name: _split_summary(splits[name]) for name in SPLITS},
@@ -162,7 +164,12 @@ def _no_row_left(loaded: int, steps: Sequence[Mapping[str, Any]]) -> str:
         return f"{message}. Check data.path."
     message += f": {worst['name']} dropped {worst['dropped']:,}"
     if worst["name"] == "drop_missing":
-        return f"{message}. Map the columns with data.columns, or set data.constants.instruction."
+        return (
+            f"{message}. Map the columns with data.columns, or set data.constants.instruction. What counts as missing "
+            "beside null and blanks is data.clean.no_input_marks."
+        )
+    if worst["name"] == "min_characters":
+        return f"{message}. Set data.clean.min_characters: 1 to keep short answers."
     return f"{message}. Check the rows, or set data.clean.{worst['name']}."
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from alpacare_sft.data.clean import clean_rows
+from alpacare_sft.data.clean import CleanedRows, add_up, clean_with_notes
 from alpacare_sft.data.equality import question_keys
 from alpacare_sft.data.hub import as_hub_dataset
 from alpacare_sft.data.load import LoadedRows, load_rows
@@ -58,36 +58,21 @@ def load_parts(data: DataSection) -> dict[str, LoadedRows]:
     return parts
 
 
-def clean_parts(
-    parts: Mapping[str, LoadedRows], clean: CleanSection, num_proc: int | None
-) -> tuple[Dataset, list[dict[str, Any]]]:
+def clean_parts(parts: Mapping[str, LoadedRows], clean: CleanSection, num_proc: int | None) -> CleanedRows:
     """Rows of all parts, cleaned; each part by itself, so that a test row is never dropped as a training row's copy.
 
     Returns:
-        The rows, with a column `PART` if there are several parts, and the counts of each step over all of them.
+        The rows, with a column `PART` if there are several parts, and the counts over all of them.
     """
-    from datasets import concatenate_datasets
-
     if list(parts) == [DRAWN]:
-        return clean_rows(parts[DRAWN].rows, clean, num_proc)
-    cleaned, steps, first_id = [], [], 0
+        return clean_with_notes(parts[DRAWN].rows, clean, num_proc)
+    results, first_id = [], 0
     for name, part in parts.items():
-        rows, counts = clean_rows(part.rows, clean, num_proc)
-        ids = [first_id + number for number in rows["id"]]
-        rows = rows.remove_columns("id").add_column("id", ids).add_column(PART, [name] * len(rows))
-        cleaned.append(rows)
-        steps.append(counts)
+        rows = part.rows.remove_columns("id").add_column("id", [first_id + number for number in part.rows["id"]])
+        result = clean_with_notes(rows, clean, num_proc)
+        results.append(dataclasses.replace(result, rows=result.rows.add_column(PART, [name] * len(result.rows))))
         first_id += len(part.rows)
-    return concatenate_datasets(cleaned), [_add_up(counts) for counts in zip(*steps, strict=True)]
-
-
-def _add_up(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One step's counts over all parts: numbers are added, lists joined."""
-    total = dict(counts[0])
-    for other in counts[1:]:
-        for key, value in other.items():
-            total[key] = total[key] + value if isinstance(value, int | list) else total[key]
-    return total
+    return add_up(results)
 
 
 def split_parts(rows: Dataset, splits: SplitsSection, seed: int) -> tuple[dict[str, Dataset], int]:

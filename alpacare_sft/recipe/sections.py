@@ -57,39 +57,49 @@ class CleanSection:
     """Cleaning, in the order of these keys; each step is counted and can be switched off."""
 
     drop_missing: bool = True
-    """Drop rows without an instruction or without an output; nulls and blanks count as missing."""
+    """Drop rows without an instruction or without an output; nulls, blanks and `no_input_marks`
+    count as missing."""
 
     drop_duplicates: bool = True
     """Drop copies of a row: exact ones before cleaning, and after it those that differ in white space
     and Unicode form (NFC) alone. Where case or signs such as µ differ both stay, and in one split."""
 
     strip: bool = True
-    """Remove white space at both ends of each text."""
+    """Remove white space at both ends of each text; the first line keeps its indentation where
+    other lines are indented or form a table."""
 
     collapse_whitespace: bool = True
-    """Turn each run of spaces and tabs into one space, and each run of line breaks as
-    `keep_newlines` says."""
+    """Turn each run of spaces and tabs in prose into one space, and line breaks as `keep_newlines`
+    says."""
 
     keep_newlines: bool = True
-    """Keep line breaks when collapsing (at most one empty line in a row). `false` turns them into
-    spaces, as the reference cleaning does: shorter rows, but numbered lists become one line and the
-    model learns to write them so."""
+    """Keep line breaks when collapsing (at most one empty line in a row), and with them the
+    indentation of lists and code, the columns of tables and fenced code. `false` turns every run of
+    white space into one space, as the reference cleaning does: shorter rows, but lists and tables
+    become one line and the model learns to write them so. The rows that this costs are counted."""
 
     straight_quotes: bool = True
-    """Turn curly quotes and apostrophes into straight ones."""
+    """Turn curly quotes and apostrophes into straight ones; a low quote after a letter or a digit,
+    as in 3‚5, is a comma and stays."""
 
     remove_non_printable: bool = True
-    """Remove control, format and private-use characters (Unicode categories Cc, Cf, Cs, Co; line
-    breaks and tabs stay). Letters of every script, µ, ° and ≥ are untouched."""
+    """Remove characters that say nothing: controls, zero-width spaces, soft hyphens in words, marks
+    of direction in texts without letters of the other one. Joiners of scripts and emoji stay, and so
+    does what may stand for a sign beside a number. Signs of Adobe's Symbol font in private-use codes
+    are mended where a number or a unit beside them proves it, as the micro sign in 5 µg; other private-use
+    characters stay and their rows are counted."""
 
     min_characters: Count = 6
-    """Drop rows whose instruction or output has fewer characters than this."""
+    """Drop rows whose instruction or output has fewer characters than this. Short answers, such as
+    the letter of an option, are counted apart; 1 keeps them."""
 
     no_input_marks: list[str] = field(
-        default_factory=lambda: ["<noinput>", "no input", "noinput", "n/a", "na", "none", "null", "nan", "-"]
+        default_factory=lambda: ["<noinput>", "no input", "noinput", "n/a", "#n/a", "null", "nan", "<na>", "<none>"]
     )
-    """Inputs that say in words that there is none, compared without regard to case, to a full stop
-    or to `<>` around them; they become empty. An empty list switches the step off."""
+    """Texts that count as empty, compared without regard to case, to a full stop or to brackets
+    around them: such an input becomes empty, and an instruction or output is missing. None of them
+    can be an answer: `none`, `-` and `Na` can, so add them only if they cannot in your rows. An empty
+    list switches the step off."""
 
 
 @dataclass(kw_only=True)

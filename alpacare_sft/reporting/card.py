@@ -15,7 +15,7 @@ from alpacare_sft.model.base import EMBEDDED, EMBEDDED_NAME
 from alpacare_sft.model.prompt import format_sections
 from alpacare_sft.reporting.evidence import COMMIT, Evidence, pinned_recipe, read_evidence
 from alpacare_sft.reporting.licenses import adapter_license, base_license, data_license
-from alpacare_sft.reporting.pages import SPLITS, STEPS
+from alpacare_sft.reporting.pages import SPLITS, STEPS, cleaning_notes
 from alpacare_sft.run.directory import RunDirectory, last_name, write_text
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def format_card(recipe: Recipe, evidence: Evidence) -> str:
         scores=evidence.scores,
         scored=[] if evidence.scores is None else list(_score_rows(evidence.scores["metrics"])),
         funnel=list(_funnel(evidence.report)),
+        notes=cleaning_notes(evidence.report),
         settings=dict(_settings(recipe)),
         repo_id=recipe.hub.repo_id or PLACEHOLDER,
         base=base,

@@ -19,12 +19,38 @@ STEPS = {
     "drop_missing": ("Incomplete rows", "Rows without an instruction or without an answer are dropped."),
     "drop_duplicates": ("Exact copies", "Of rows alike in instruction, input and answer the first stays."),
     "strip": ("Outer white space", "White space at both ends of each text is removed."),
-    "collapse_whitespace": ("Inner white space", "Each run of spaces and tabs, or of line breaks, becomes one."),
+    "collapse_whitespace": ("Inner white space", "Runs of spaces in prose and of empty lines become one."),
     "straight_quotes": ("Curly quotes", "Curly quotes and apostrophes become straight ones."),
-    "remove_non_printable": ("Invisible characters", "Control, format and private-use characters are removed."),
+    "remove_non_printable": ("Invisible characters", "What says nothing is removed; certain signs are mended."),
     "min_characters": ("Very short rows", "Rows with too short an instruction or answer are dropped."),
     "no_input_marks": ("Marks for no input", "An input that only says that there is none becomes empty."),
     "drop_duplicates_after_cleaning": ("Copies after cleaning", "Of rows that cleaning made alike the first stays."),
+}
+CLEANING = {
+    "structure_lost": (
+        "Structure flattened",
+        "Lists, tables, code or lines of text that became one line. data.clean.keep_newlines: true keeps them.",
+    ),
+    "signs_mended": (
+        "Signs mended",
+        "Codes of a symbol font that are certain by the number or unit beside them, such as µ, ° and ≥.",
+    ),
+    "uncertain_characters": (
+        "Uncertain characters",
+        "Private-use codes, controls or soft hyphens that may stand for a sign. They stay; correct them in the source.",
+    ),
+    "damaged_text": (
+        "Damaged text",
+        "Characters that were wrongly decoded or lost before the rows came. They stay; correct them in the source.",
+    ),
+    "ambiguous_inputs": (
+        "Inputs such as none, - or Na",
+        "They stay, as a chart has such entries. Where they mean no input, add them to data.clean.no_input_marks.",
+    ),
+    "short_answers": (
+        "Short answers dropped",
+        "Answers such as a letter, a number, yes or no may be right. data.clean.min_characters: 1 keeps them.",
+    ),
 }
 SPLITS = {
     "train": ("Training split", "Rows to learn from."),
@@ -77,8 +103,15 @@ def save_data_report(path: Path, report: Numbers) -> None:
         draw = partial(draw_lengths, lengths=totals, max_length=max_length)
         pictures["lengths"] = picture("lengths", label, draw, (270, 560))
     longer = sum(total > max_length for total in totals["Prompt and answer"]) if max_length else 0
-    page = render("data.html", report=report, funnel=funnel, pictures=pictures, split_labels=SPLITS, longer=longer)
-    write_text(path, page)
+    context = {"funnel": funnel, "notes": cleaning_notes(report), "split_labels": SPLITS, "longer": longer}
+    write_text(path, render("data.html", report=report, pictures=pictures, **context))
+
+
+def cleaning_notes(report: Numbers) -> list[dict[str, Any]]:
+    """What cleaning cost or could not decide, where there is any: `label`, `why`, `rows` and `examples`."""
+    notes = report.get("cleaning") or {}
+    labels = {name: label for name, label in CLEANING.items() if (notes.get(name) or {}).get("rows")}
+    return [{"label": label, "why": why, **notes[name]} for name, (label, why) in labels.items()]
 
 
 def render(template: str, **context: Any) -> str:

@@ -14,6 +14,7 @@ from alpacare_sft.data.prepare import prepare_data
 from alpacare_sft.data.report import encoded_segments
 from alpacare_sft.data.saving import DATA_KEYS, refuse_other_data, save_data
 from alpacare_sft.model.base import check_context, load_tokenizer
+from alpacare_sft.reporting.pages import cleaning_notes
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.run.trained import continue_run
 
@@ -48,6 +49,7 @@ def show_data(recipe: Recipe, num_rows: int = 3) -> None:
         save_data(run, data, tokenizer)
     console = Console()
     console.print(funnel_table(data.report))
+    console.print(notes_table(data.report))
     console.print(split_table(data.report))
     for note in data.report["unused_sources"]:
         console.print(escape(note))
@@ -80,6 +82,23 @@ def funnel_table(report: Mapping[str, Any]) -> Table:
         table.add_row("longer than max_length", f"{after:,}", _count(rows["dropped_too_long"]), "")
     if rows["dropped_held_out"]:
         table.add_row("question of a held-out split", f"{rows['kept']:,}", _count(rows["dropped_held_out"]), "")
+    return table
+
+
+def notes_table(report: Mapping[str, Any]) -> Table | str:
+    """What cleaning cost or could not decide, with the first example of each; empty text if there is nothing."""
+    if not (notes := cleaning_notes(report)):
+        return ""
+    table = Table(title="cleaning", title_justify="left", show_lines=True)
+    table.add_column("")
+    table.add_column("rows", justify="right")
+    table.add_column("what and why")
+    for note in notes:
+        text = Text(note["why"])
+        for example in note["examples"][:1]:
+            after = f" → {example['after']}" if "after" in example else ""
+            text.append(f"\nrow {example['id']}, {example['column']}: {example['text']}{after}", style="dim")
+        table.add_row(note["label"], f"{note['rows']:,}", text)
     return table
 
 
