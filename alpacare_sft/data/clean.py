@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +112,11 @@ def remove_non_printable(text: str, then: Callable[[str], str] = str) -> str:
 def blank_marks(text: str, marks: tuple[str, ...]) -> str:
     """An input such as `<noinput>` or `N/A.` as no input."""
     return "" if _bare(text) in _bare_marks(marks) else text
+
+
+def is_empty(text: str | None, marks: Sequence[str]) -> bool:
+    """Whether a text is blank, or only says in words that there is none."""
+    return not (text or "").strip() or blank_marks(text or "", tuple(marks)) == ""
 
 
 @cache

@@ -77,7 +77,7 @@ def clean_parts(
         rows = rows.remove_columns("id").add_column("id", ids).add_column(PART, [name] * len(rows))
         cleaned.append(rows)
         steps.append(counts)
-        first_id += len(part.rows)
+        first_id += part.num_loaded
     return concatenate_datasets(cleaned), [_add_up(counts) for counts in zip(*steps, strict=True)]
 
 

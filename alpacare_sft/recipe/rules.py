@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from alpacare_sft.recipe.sections import TEXT_COLUMNS
+from alpacare_sft.recipe.sections import ROW_COLUMNS, TEXT_COLUMNS
 
 RENAMED = {
     "train": {
@@ -286,8 +286,8 @@ def combination_faults(train: Mapping[str, Any], data: Any, prompt: Any, metrics
     if train.get("padding_free") and not train.get("packing"):
         yield "train.padding_free needs train.packing: true, which turns it on by itself. Leave it out."
     for key in data.columns:
-        if key not in TEXT_COLUMNS:
-            yield f"data.columns.{key} must be one of instruction, input, output."
+        if key not in ROW_COLUMNS[1:]:
+            yield f"data.columns.{key} must be one of instruction, input, output, system."
     for key in data.constants:
         if key not in TEXT_COLUMNS[:2]:
             yield f"data.constants.{key} must be instruction or input: an answer cannot be a constant."

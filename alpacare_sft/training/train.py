@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import runtime
 from alpacare_sft.data.prepare import prepare_data
+from alpacare_sft.data.report import describe_sources
 from alpacare_sft.data.saving import refuse_other_data, save_data
 from alpacare_sft.errors import RunError, StoppedError
 from alpacare_sft.evaluation.generation import end_token_ids
@@ -113,7 +114,7 @@ def _run(recipe: Recipe, run: RunDirectory, stop: StopOnSignal, precision: runti
     say(
         f"rows: {rows['train']:,} train, {rows['validation']:,} validation, {rows['test']:,} test of {rows['loaded']:,}"
     )
-    for note in data.report["unused_sources"]:
+    for note in [*describe_sources(data.report["sources"]), *data.report["unused_sources"]]:
         say(note)
     spent("data")
     base = load_base_model(recipe.model, precision.dtype)
