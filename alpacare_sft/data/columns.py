@@ -39,7 +39,7 @@ class TextRows:
         columns: instruction, input and output, and system where a row has one; text or None.
         ids: place of each row in its source, from 0.
         record: of the source, for `data/report.json`: name, format, rows, unused_columns, converted (values that were
-            no text), and where they apply input_candidate and dropped_conversations.
+            no text), and where they apply system (rows that have one), input_candidate and dropped_conversations.
     """
 
     columns: dict[str, list[str | None]]
@@ -89,7 +89,9 @@ def _finish(raw: RawRows, data: DataSection, columns: Mapping[str, list[Any]], r
         rows.columns[ours], count = _texts(raw, ours, values, rows.ids)
         if count:
             converted[ours] = count
-    if not any(rows.columns.get("system", ())):
+    if num_system := sum(bool(text) for text in rows.columns.get("system", ())):
+        rows.record["system"] = num_system
+    else:
         rows.columns.pop("system", None)
     rows.record["converted"] = converted
     has_input = "input" in data.constants or any(rows.columns["input"])

@@ -152,7 +152,7 @@ def _unwrap(place: str, document: dict[str, Any], needed: Set[str]) -> tuple[Obj
         return [document], ""
     needed = needed | CONVERSATION_COLUMNS
     if columns := _columns(document, needed):
-        return columns, "column by column, as pandas writes it"
+        return columns, "one object as pandas writes it"
     tables = list(_tables(document))
     fitting = [table for table in tables if needed & set(table[1][0])] or tables
     if len(fitting) == 1:

@@ -116,6 +116,8 @@ def describe_sources(sources: Sequence[Mapping[str, Any]]) -> list[str]:
     if converted:
         counts = ", ".join(f"{count:,} in {name}" for name, count in converted.items())
         lines.append(f"values that are not text, taken as they are written: {counts}")
+    if num_system := sum(source.get("system", 0) for source in sources):
+        lines.append(f"{num_system:,} rows have a system message of their own")
     if dropped := sum(source.get("dropped_conversations", 0) for source in sources):
         lines.append(f"{dropped:,} rows that are not one question and one answer are dropped: split them into such")
     return lines

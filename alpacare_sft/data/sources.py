@@ -106,10 +106,11 @@ def _readable(path: Path) -> Path:
 def _directory_remedy(folder: Path) -> str:
     if any(folder.glob("*.arrow")):
         return "It was written by `save_to_disk`: write its rows with `Dataset.to_parquet`, and name that file."
-    for pattern in ("*", "**/*"):
-        inside = glob.iglob(os.path.join(glob.escape(str(folder)), pattern), recursive=True)
-        names = (Path(name) for name in islice(inside, 10_000))  # a home directory may hold millions
-        endings = Counter(name.suffix for name in names if name.suffix.lower() in ENDINGS)
-        if endings:
-            return f"Write {folder}/{pattern}{endings.most_common(1)[0][0]}."
-    return f"No file in it ends in {', '.join(ENDINGS)}."
+    inside = glob.iglob(os.path.join(glob.escape(str(folder)), "**"), recursive=True)
+    names = [Path(name) for name in islice(inside, 10_000)]  # a home directory may hold millions
+    names = [name for name in names if name.suffix.lower() in ENDINGS and name.is_file()]
+    if not names:
+        return f"No file in it ends in {', '.join(ENDINGS)}."
+    ending, _ = Counter(name.suffix for name in names).most_common(1)[0]
+    is_deep = any(name.parent != folder for name in names)
+    return f"Write {folder}/{'**/' if is_deep else ''}*{ending}."
