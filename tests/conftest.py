@@ -18,7 +18,7 @@ os.environ["TQDM_DISABLE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tiny sums gain nothing from threads that spin
 
-from alpacare_sft.data.files import EMBEDDED_FILES
+from alpacare_sft.data.sources import EMBEDDED_FILES
 from alpacare_sft.recipe.loading import Recipe, load_recipe
 
 CHAT_TEMPLATE = (

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from alpacare_sft.data.files import local_files
 from alpacare_sft.data.load import load_rows
 from alpacare_sft.data.prepare import prepare_data
+from alpacare_sft.data.sources import local_files
 from alpacare_sft.errors import DataError
 from alpacare_sft.recipe.sections import DataSection
 

@@ -91,36 +91,31 @@ WRONG = {
         ["rows.csv, line 1: each column must be named once"], "input,output,input\na,b,c\n", ".csv"
     ),
     "CSV without rows": Wrong(["rows.csv: there is no row under the header"], HEAD, ".csv"),
-    "CSV with semicolons": Wrong(
-        ["data.columns.instruction must name", "instruction;input"], "instruction;input;output\na;b;c\n", ".csv"
-    ),
     "Parquet cut short": Wrong(["rows.parquet is not a whole Parquet file"], parquet(rows(12))[:-40], ".parquet"),
     "Parquet without rows": Wrong(["rows.parquet must hold at least one row"], parquet(rows(1), 0), ".parquet"),
     "zip under another name": Wrong(["rows.jsonl is a compressed file. Unpack it"], packed(GOOD)),
     "gzip under another name": Wrong(["rows.csv is a compressed file"], gzip.compress(HEAD.encode()), ".csv"),
-    "zip": Wrong(["rows.zip must end in .json, .jsonl, .csv, .parquet, got .zip"], packed(GOOD), ".zip"),
+    "zip": Wrong(["rows.zip must end in .json, .jsonl, .ndjson, .csv, .tsv, .parquet, got .zip"], packed(GOOD), ".zip"),
     # columns and values
     "a column missing": Wrong(
         ["data.columns.output must name a column", "'output' in: instruction"], lines([{"instruction": "What is it?"}])
     ),
-    "rows under a key": Wrong(
-        ["data.columns.instruction must name", "in: data"], json.dumps({"data": rows(12)}), ".json"
-    ),
-    "an object of lists": Wrong(
-        ["rows.json, row 1: instruction must be text, got list"],
-        json.dumps({"instruction": ["a"], "output": ["b"]}),
+    "rows under two keys": Wrong(
+        ["rows.json holds rows under train and test. Save those to use as a file of their own"],
+        json.dumps({"train": rows(12), "test": rows(2)}),
         ".json",
     ),
-    "numbers for answers": Wrong(["rows.jsonl, row 1: output must be text, got int 7"], lines(rows(12, output=7))),
-    "one number among texts": Wrong(["rows.jsonl, row 4: output must be text, got int 5"], GOOD.replace(BONE, "5")),
-    "truth values": Wrong(["rows.jsonl, row 1: input must be text, got bool true"], lines(rows(12, input=True))),
+    "an object without rows": Wrong(
+        ["rows.json is one object whose keys (version, data) do not say", "orient='records'"],
+        json.dumps({"version": "1", "data": {"a": 1}}, indent=1),
+        ".json",
+    ),
     "lists": Wrong(
         ["row 1: output must be text, got list", "Write it as one text"], lines(rows(12, output=["a", "b"]))
     ),
     "one list among texts": Wrong(["rows.jsonl, row 4: output must be text, got list"], GOOD.replace(BONE, '["a"]')),
     "nested objects": Wrong(["row 1: output must be text, got dict"], lines(rows(12, output={"text": "a"}))),
     "one object among texts": Wrong(["rows.jsonl, row 4: output must be text, got dict"], GOOD.replace(BONE, "{}")),
-    "a column of dates": Wrong(["row 1: input must be text, got datetime", "CSV"], lines(rows(12, input="2020-01-31"))),
     "mapped column absent": Wrong(
         ["data.columns.output must name a column", "'answer'"], GOOD, overrides=("--data.columns.output", "answer")
     ),
@@ -177,8 +172,12 @@ WRONG = {
         ["data.columns.output must name a column of", "b.jsonl", "there is no 'output' in: instruction, reply"],
         path="folder/*.jsonl",
     ),
-    "unknown ending": Wrong(["rows.xlsx must end in .json, .jsonl, .csv, .parquet, got .xlsx"], GOOD, ".xlsx"),
-    "no ending": Wrong(["rows must end in .json, .jsonl, .csv, .parquet, got none"], GOOD, ""),
+    "unknown ending": Wrong(
+        ["rows.xlsx must end in .json, .jsonl, .ndjson, .csv, .tsv, .parquet, got .xlsx", "Save the sheet as CSV"],
+        GOOD,
+        ".xlsx",
+    ),
+    "no ending": Wrong(["rows must end in .json, .jsonl, .ndjson, .csv, .tsv, .parquet, got none"], GOOD, ""),
     "a set that cannot be reached": Wrong(
         ["data.path: someone/rows is not in the cache and the Hub cannot be reached", "Check the network"],
         path="someone/rows",
@@ -216,12 +215,12 @@ def test_wrong_data_is_one_message_and_writes_nothing(
     assert out == "" and sorted(tmp_path.iterdir()) == before
 
 
-def test_a_file_that_unpacks_past_the_disk_is_refused_before_it_is_opened(
+def test_a_file_that_unpacks_past_the_memory_is_refused_before_it_is_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "rows.parquet"
     path.write_bytes(parquet(rows(2, output="It is a bone. " * 100_000)))
     assert path.stat().st_size < 200_000
-    monkeypatch.setattr("alpacare_sft.data.files.shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
-    with pytest.raises(DataError, match=r"rows\.parquet unpacks to 0\.00 GiB, 0\.00 GiB are free"):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2**20))
+    with pytest.raises(DataError, match=r"rows\.parquet unpacks to 0\.00 GiB, 0\.00 GiB are free in memory"):
         load_rows(DataSection(path=str(path)))

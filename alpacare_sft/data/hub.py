@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.data.files import first_line, local_files
+from alpacare_sft.data.files import first_line
+from alpacare_sft.data.sources import resolve_sources
 from alpacare_sft.errors import DataError
 from alpacare_sft.hub.errors import hub_fault
 from alpacare_sft.recipe.sections import DataSection, HubDataset
@@ -38,9 +39,7 @@ def as_hub_dataset(entry: str | HubDataset, revision: str | None) -> HubDataset 
     Raises:
         DataError: if it looks like a local file and is none.
     """
-    if isinstance(entry, HubDataset):
-        return entry
-    return None if local_files(entry) else HubDataset(path=entry, revision=revision)
+    return resolve_sources(entry, revision)[0].dataset
 
 
 def hub_datasets(path: DataPath, revision: str | None = None) -> list[HubDataset]:

@@ -5,14 +5,16 @@ What is wrong with a file is told with the file's name and, where it has one, th
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.data.files import load_file, local_files
-from alpacare_sft.data.hub import as_hub_dataset, load_hub, path_entries
+from alpacare_sft.data.clean import is_empty
+from alpacare_sft.data.columns import TextRows, needed_columns, text_columns
+from alpacare_sft.data.files import RawRows, load_file
+from alpacare_sft.data.hub import load_hub
+from alpacare_sft.data.sources import resolve_sources
 from alpacare_sft.errors import DataError
 from alpacare_sft.recipe.sections import TEXT_COLUMNS, DataSection
 
@@ -25,115 +27,96 @@ class LoadedRows:
     """Rows as they were read.
 
     Attributes:
-        rows: columns id, instruction, input and output; `id` counts from 0 in the order of the source.
+        rows: columns instruction, input, output, id, and system where a row has a turn of its own; text or null.
+            `id` counts from 0 in the order of the sources.
         filled: for each column with a constant, how many rows it filled.
-        sources: what `load_hub` says of each data set of the Hub.
+        sources: the record of each file and data set, as `columns.TextRows` describes it.
+        hub: what `load_hub` says of each data set of the Hub.
     """
 
     rows: Dataset
     filled: Mapping[str, int]
-    sources: Sequence[Mapping[str, Any]] = ()
+    sources: Sequence[Mapping[str, Any]]
+    hub: Sequence[Mapping[str, Any]]
+
+    @property
+    def num_loaded(self) -> int:
+        """Rows that the sources hold, conversations that were dropped included."""
+        return sum(source["rows"] for source in self.sources)
 
 
 def load_rows(data: DataSection) -> LoadedRows:
     """The rows of a recipe.
 
     Raises:
-        DataError: if the source cannot be read, lacks a column, or holds something else than text.
+        DataError: if a source cannot be read, lacks a column, or holds lists or objects for text.
+        RunError: if a cache cannot be written.
     """
-    from datasets import concatenate_datasets
-
-    entries = [(entry, as_hub_dataset(entry, data.revision)) for entry in path_entries(data.path)]
-    if data.revision is not None and not any(dataset for _, dataset in entries):
+    sources = resolve_sources(data.path, data.revision)
+    if data.revision is not None and all(source.file for source in sources):
         raise DataError(
             f"data.revision must be left out for local files, which have none, got {data.revision!r}. "
             "Remove it; the rows are recorded by their hash."
         )
-    parts: dict[str, Dataset] = {}
-    sources = []
-    for entry, dataset in entries:
-        if dataset is not None:
-            rows, source = load_hub(dataset)
-            parts[f"{dataset.path} ({source['name']}, {source['split']})"] = rows
-            sources.append(source)
+    parts, hub = [], []
+    for source in sources:
+        if source.file:
+            raw = replace(load_file(source.file, needed_columns(data)), name=source.name)
         else:
-            parts |= {str(path): load_file(path) for path in local_files(str(entry)) if str(path) not in parts}
-    columns = [_text_columns(source, rows, data) for source, rows in parts.items()]
-    rows = concatenate_datasets(columns)
-    rows = rows.add_column("id", range(len(rows)))
-    return LoadedRows(*_fill_constants(rows, data.constants), sources)
+            assert source.dataset is not None
+            rows, info = load_hub(source.dataset)
+            raw = _raw_rows(f"{source.name} ({info['name']}, {info['split']})", rows)
+            hub.append(info)
+        parts.append(text_columns(raw, data))
+    columns, filled = _fill_constants(_join(parts), data)
+    return LoadedRows(_dataset(columns), filled, [part.record for part in parts], hub)
 
 
-def _text_columns(source: str, rows: Dataset, data: DataSection) -> Dataset:
-    """The three columns, as text or null, whatever the source calls them."""
-    from datasets import Value
+def _raw_rows(name: str, dataset: Dataset) -> RawRows:
+    """The rows of a data set on the Hub under its own names; the names of its classes are text."""
 
-    if len(rows) == 0:
-        raise DataError(f"data.path: {source} must hold at least one row, got none.")
-    for ours in TEXT_COLUMNS:
-        theirs = data.columns.get(ours, ours)
-        if theirs in rows.column_names:
-            continue
-        optional = ours == "input" or ours in data.constants
-        if not optional or ours in data.columns:
-            found = ", ".join(rows.column_names)
-            remedy = "Name one of these" if ours in data.columns else f"Map it with data.columns.{ours}"
-            if ours == "instruction":
-                remedy += ", or set data.constants.instruction"
-            raise DataError(
-                f"data.columns.{ours} must name a column of {source}, there is no {theirs!r} in: {found}. {remedy}."
-            )
-    present = [(data.columns.get(ours, ours), ours) for ours in TEXT_COLUMNS]
-    present = [(theirs, ours) for theirs, ours in present if theirs in rows.column_names]
-    chosen = dict(present)
-    if len(chosen) < len(present):
-        raise DataError(f"data.columns must name a column of its own for each of {', '.join(TEXT_COLUMNS)}.")
-    rows = rows.select_columns(list(chosen))
-    rows = rows.rename_columns({theirs: ours for theirs, ours in chosen.items() if theirs != ours})
-    for column in rows.column_names:
-        _check_text(source, rows, column)
-    for column in TEXT_COLUMNS:
-        if column not in rows.column_names:
-            rows = rows.add_column(column, [None] * len(rows))
-        if rows.features[column] != Value("string"):
-            rows = rows.cast_column(column, Value("string"))
-    return rows.select_columns(list(TEXT_COLUMNS))
+    def column(name: str) -> list[Any]:
+        values = list(dataset.select_columns([name])[:][name])
+        names = getattr(dataset.features[name], "names", None)  # of a ClassLabel; -1 is none
+        return [names[value] if value is not None and value >= 0 else None for value in values] if names else values
+
+    if len(dataset) == 0:
+        raise DataError(f"data.path: {name} must hold at least one row, got none.")
+    return RawRows(name, "Hub", len(dataset), dataset.column_names, column)
 
 
-def _check_text(source: str, rows: Dataset, column: str) -> None:
-    from datasets import Value
-
-    kind = rows.features[column]
-    if kind in (Value("string"), Value("large_string"), Value("null")):
-        return
-    for number, value in enumerate(rows[column], 1):
-        if value is not None and not isinstance(value, str):
-            shown = json.dumps(value, default=str)[:60]
-            raise DataError(
-                f"data.path: {source}, row {number}: {column} must be text, got {type(value).__name__} {shown}. "
-                f"{_text_remedy(value)}, or map another column with data.columns."
-            )
+def _join(parts: Sequence[TextRows]) -> dict[str, list[Any]]:
+    """The rows of all sources, one after another, and their ids."""
+    names = [name for name in (*TEXT_COLUMNS, "system") if any(name in part.columns for part in parts)]
+    columns: dict[str, list[Any]] = {name: [] for name in (*names[:3], "id", *names[3:])}
+    start = 0
+    for part in parts:
+        for name in names:
+            columns[name] += part.columns.get(name) or [None] * len(part.ids)
+        columns["id"] += [start + number for number in part.ids]
+        start += part.record["rows"]
+    return columns
 
 
-def _text_remedy(value: Any) -> str:
-    if isinstance(value, list | dict):
-        return "Write it as one text"
-    if isinstance(value, date):  # datasets reads a JSON column of nothing but dates as dates
-        return "Store the rows as CSV, where a column of dates stays text"
-    return "Put it in quotes"
+def _dataset(columns: Mapping[str, list[Any]]) -> Dataset:
+    from datasets import Dataset, Features, Value
+
+    types = {name: Value("int64" if name == "id" else "string") for name in columns}
+    return Dataset.from_dict(dict(columns), features=Features(types))
 
 
-def _fill_constants(rows: Dataset, constants: Mapping[str, str]) -> tuple[Dataset, dict[str, int]]:
+def _fill_constants(columns: dict[str, list[Any]], data: DataSection) -> tuple[dict[str, list[Any]], dict[str, int]]:
+    """Put a recipe's constant where a text is empty, by the words that say so for every column."""
     filled = {}
-    for column, constant in constants.items():
-        missing = sum(not (text or "").strip() for text in rows[column])
-        filled[column] = missing
-        if missing:
-            rows = rows.map(
-                _fill, fn_kwargs={"column": column, "constant": constant}, desc=f"Filling {column}", batched=True
-            )
-    return rows, filled
+    for name, constant in data.constants.items():
+        empty = [is_empty(text, data.clean.no_input_marks) for text in columns[name]]
+        columns[name] = [constant if gap else text for gap, text in zip(empty, columns[name], strict=True)]
+        filled[name] = sum(empty)
+    return columns, filled
 
 
-def _fill(batch: dict[str, list[Any]], column: str, constant: str) -> dict[str, list[Any]]:
-    return {column: [text if (text or "").strip() else constant for text in batch[column]]}
+def show_progress(visible: bool) -> None:
+    """Let `datasets` draw its bars, or not."""
+    import datasets
+
+    (datasets.enable_progress_bars if visible and sys.stderr.isatty() else datasets.disable_progress_bars)()

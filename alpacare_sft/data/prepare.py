@@ -16,6 +16,7 @@ from alpacare_sft.data.equality import question_keys
 from alpacare_sft.data.hub import commit_of, describe_unused
 from alpacare_sft.data.near_duplicates import find_near_duplicates
 from alpacare_sft.data.publisher_splits import clean_parts, load_parts, split_parts
+from alpacare_sft.data.report import DROPPED_CONVERSATIONS, input_hint, reading_steps
 from alpacare_sft.data.split import SPLITS
 from alpacare_sft.errors import DataError
 from alpacare_sft.model.base import load_tokenizer
@@ -79,19 +80,23 @@ def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedData
     encoder = PromptEncoder(tokenizer, recipe.prompt)
     check_encoder(encoder)
     parts = load_parts(recipe.data)
-    loaded = sum(len(part.rows) for part in parts.values())
+    sources = [source for part in parts.values() for source in part.sources]
+    loaded = sum(part.num_loaded for part in parts.values())
     num_proc = recipe.train.dataset_num_proc or _num_processes(loaded)
     result = clean_parts(parts, recipe.data.clean, num_proc)
-    cleaned = result.rows
+    cleaned, steps = result.rows, [*reading_steps(sources), *result.steps]
     if len(cleaned) == 0:
-        raise DataError(_no_row_left(loaded, result.steps))
+        raise DataError(_no_row_left(loaded, steps))
     max_length = recipe.max_length
     encoded = cleaned.map(
         _encode, fn_kwargs={"encoder": encoder, "max_length": max_length}, num_proc=num_proc, desc="Tokenizing"
     )
     kept, dropped = _drop_what_teaches_nothing(encoded, recipe)
-    splits, held_out = split_parts(kept, recipe.data.splits, recipe.data.seed)
-    sources = [source for part in parts.values() for source in part.sources]
+    try:
+        splits, held_out = split_parts(kept, recipe.data.splits, recipe.data.seed)
+    except DataError as error:  # rows whose input is not read may be too much alike to be drawn
+        raise DataError(f"{error} {input_hint(sources)}".rstrip()) from None
+    hub = [info for part in parts.values() for info in part.hub]
     rows = {
         "loaded": loaded,
         "cleaned": len(cleaned),
@@ -105,12 +110,13 @@ def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedData
         "filled": {name: sum(part.filled[name] for part in parts.values()) for name in recipe.data.constants},
     }
     report = {
-        "commit": commit_of(sources),
-        "hub": sources,
-        "unused_sources": list(describe_unused(sources)),
+        "commit": commit_of(hub),
+        "sources": sources,
+        "hub": hub,
+        "unused_sources": list(describe_unused(hub)),
         "prompt": {"system": recipe.prompt.system, "default_system": encoder.default_system()},
         "rows": rows,
-        "steps": result.steps,
+        "steps": steps,
         "cleaning": result.notes,
         "max_length": max_length,
         "seed": recipe.data.seed,
@@ -163,6 +169,8 @@ def _no_row_left(loaded: int, steps: Sequence[Mapping[str, Any]]) -> str:
     if worst is None or not worst["dropped"]:
         return f"{message}. Check data.path."
     message += f": {worst['name']} dropped {worst['dropped']:,}"
+    if worst["name"] == DROPPED_CONVERSATIONS:
+        return f"{message}. Only rows of one question and one answer can be read: split conversations into such rows."
     if worst["name"] == "drop_missing":
         return (
             f"{message}. Map the columns with data.columns, or set data.constants.instruction. What counts as missing "

@@ -71,7 +71,7 @@ def clean_parts(parts: Mapping[str, LoadedRows], clean: CleanSection, num_proc: 
         rows = part.rows.remove_columns("id").add_column("id", [first_id + number for number in part.rows["id"]])
         result = clean_with_notes(rows, clean, num_proc)
         results.append(dataclasses.replace(result, rows=result.rows.add_column(PART, [name] * len(result.rows))))
-        first_id += len(part.rows)
+        first_id += part.num_loaded
     return add_up(results)
 
 

@@ -1,8 +1,9 @@
-"""What `data/report.json` holds beside the counts: lengths and rows as the model sees them."""
+"""What `data/report.json` holds beside the counts: what was read, lengths and rows as the model sees them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.words import split_words
@@ -10,6 +11,9 @@ from alpacare_sft.data.words import split_words
 if TYPE_CHECKING:
     from datasets import Dataset
 
+DROPPED_CONVERSATIONS = "drop_conversations"
+NUM_NAMES = 20  # of columns, shown of a table of many
+NUM_SOURCES = 5  # named at a terminal; data/report.json names all
 NUM_EXAMPLES = 50
 NUM_EXTREMES = 5
 
@@ -76,3 +80,46 @@ def describe_row(row: Mapping[str, Any], split: str, tokenizer: Any) -> dict[str
         "completion_tokens": row["completion_tokens"],
         "segments": [[text, learnt] for text, learnt in encoded_segments(row, tokenizer)],
     }
+
+
+def reading_steps(sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The step in which conversations of several turns went, as `clean.clean_rows` records steps, if there were any."""
+    if not any("dropped_conversations" in source for source in sources):
+        return []
+    before = sum(source["rows"] for source in sources)
+    dropped = sum(source.get("dropped_conversations", 0) for source in sources)
+    step = {"name": DROPPED_CONVERSATIONS, "rows_before": before, "rows_after": before - dropped}
+    return [{**step, "dropped": dropped, "changed": 0}]
+
+
+def input_hint(sources: Sequence[Mapping[str, Any]]) -> str:
+    """The key to set where a column that is not used looks like the input that no row has, or nothing."""
+    for source in sources:
+        if name := source.get("input_candidate"):
+            return (
+                f"No row has an input, and the column {name} looks like it: to use it, set data.columns.input: {name}."
+            )
+    return ""
+
+
+def describe_sources(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was read and how, the columns that are not used and values that were no text, a line each."""
+    lines = [f"read {source['name']}: {source['rows']:,} rows, {source['format']}" for source in sources[:NUM_SOURCES]]
+    if len(sources) > 1:
+        more = f"and {len(sources) - len(lines):,} more; " if len(sources) > len(lines) else ""
+        lines.append(f"{more}in all {len(sources):,} sources, {sum(source['rows'] for source in sources):,} rows")
+    if unused := list(dict.fromkeys(name for source in sources for name in source["unused_columns"])):
+        lines.append(f"columns not used: {', '.join(unused[:NUM_NAMES])}{', …' if len(unused) > NUM_NAMES else ''}")
+    if hint := input_hint(sources):
+        lines.append(hint)
+    converted: Counter[str] = Counter()
+    for source in sources:
+        converted.update(source["converted"])
+    if converted:
+        counts = ", ".join(f"{count:,} in {name}" for name, count in converted.items())
+        lines.append(f"values that are not text, taken as they are written: {counts}")
+    if num_system := sum(source.get("system", 0) for source in sources):
+        lines.append(f"{num_system:,} rows have a system message of their own")
+    if dropped := sum(source.get("dropped_conversations", 0) for source in sources):
+        lines.append(f"{dropped:,} rows that are not one question and one answer are dropped: split them into such")
+    return lines

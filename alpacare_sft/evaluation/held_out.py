@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.clean import clean_rows
 from alpacare_sft.data.equality import question_key
-from alpacare_sft.data.files import EMBEDDED_FILES
 from alpacare_sft.data.hub import commit_of
 from alpacare_sft.data.load import load_rows
 from alpacare_sft.data.near_duplicates import find_near_duplicates
+from alpacare_sft.data.sources import EMBEDDED_FILES
 from alpacare_sft.errors import DataError, RunError
 from alpacare_sft.model.prompt import PromptEncoder
 from alpacare_sft.recipe.sections import ROW_COLUMNS
@@ -112,7 +112,7 @@ def load_other_rows(path: str, trained: Recipe, run: RunDirectory, limit: int | 
             "nothing. Take them out."
         )
     near = find_near_duplicates({"train": Dataset.from_list(train), "test": cleaned}, section.constants)
-    counts = {"loaded": len(loaded), "kept": len(cleaned)}
+    counts = {"loaded": source.num_loaded, "kept": len(cleaned)}
     rows = [{key: row[key] for key in ROW_COLUMNS if row.get(key) is not None} for row in cleaned]
     return HeldOutRows(
         rows[:limit],
@@ -121,7 +121,7 @@ def load_other_rows(path: str, trained: Recipe, run: RunDirectory, limit: int | 
         _nearest(near["nearest"]),
         near["threshold"],
         counts,
-        commit_of(source.sources),
+        commit_of(source.hub),
     )
 
 

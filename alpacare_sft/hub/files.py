@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.data.files import EMBEDDED_FILES
 from alpacare_sft.data.hub import hub_datasets
+from alpacare_sft.data.sources import EMBEDDED_FILES
 from alpacare_sft.errors import RunError
 from alpacare_sft.model.adapter import has_effect
 from alpacare_sft.recipe.document import dump_yaml

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from alpacare_sft.errors import Fault
-from alpacare_sft.recipe.sections import TEXT_COLUMNS
+from alpacare_sft.recipe.sections import ROW_COLUMNS, TEXT_COLUMNS
 
 RENAMED = {
     "train": {
@@ -305,8 +305,8 @@ def combination_faults(train: Mapping[str, Any], data: Any, prompt: Any, metrics
     if train.get("padding_free") and not train.get("packing"):
         yield Fault("train.padding_free", "needs train.packing: true, which turns it on by itself. Leave it out.")
     for key in data.columns:
-        if key not in TEXT_COLUMNS:
-            yield Fault(f"data.columns.{key}", "must be one of instruction, input, output.")
+        if key not in ROW_COLUMNS[1:]:
+            yield Fault(f"data.columns.{key}", "must be one of instruction, input, output, system.")
     for key in data.constants:
         if key not in TEXT_COLUMNS[:2]:
             yield Fault(f"data.constants.{key}", "must be instruction or input: an answer cannot be a constant.")

@@ -18,7 +18,7 @@ Fraction = Annotated[float, Gt(0), Lt(1)]
 Share = Annotated[float, Ge(0), Le(1)]
 
 TEXT_COLUMNS = ("instruction", "input", "output")
-"""The texts of a raw row, and the keys of `data.columns`."""
+"""The texts of a raw row; with `system` the keys of `data.columns`."""
 
 ROW_COLUMNS = ("id", "system", *TEXT_COLUMNS)
 """What a prepared row holds, in the order of its file; `system` only where a row has a turn of its own."""
@@ -144,21 +144,25 @@ class DataSection:
     """The rows: where they come from, how they are cleaned and how they are split."""
 
     path: str | HubDataset | list[str | HubDataset]
-    """A Hub data set id, local `.json`, `.jsonl`, `.csv` or `.parquet` files (one, a list, or a
-    glob), or `embedded` for the 336 rows that come with this package; `embedded_dirty` names 42
-    more that show what cleaning does. `{path: owner/name, name: …, split: …, revision: …}` names a
-    configuration or a split of a Hub data set."""
+    """A Hub data set id, local `.json`, `.jsonl`, `.ndjson`, `.csv`, `.tsv` or `.parquet` files (one,
+    a list, or a pattern, in which `**` stands for folders within folders), or `embedded` for the 336
+    rows that come with this package; `embedded_dirty` names 42 more that show what cleaning does.
+    `{path: owner/name, name: …, split: …, revision: …}` names a configuration or a split of a Hub data
+    set. A row has an instruction, an output and perhaps an input, or is a conversation (`messages`,
+    `conversations`, `prompt` and `completion`) of one question and one answer."""
 
     revision: str | None = None
     """Branch, tag or commit of the data set on the Hub, where `path` is its id."""
 
     columns: dict[str, str] = field(default_factory=dict)
-    """Where `instruction`, `input` and `output` stand, if the columns have other names, for example
-    `{instruction: question, output: answer}`."""
+    """Where `instruction`, `input`, `output` and `system` stand, if the columns have other names, for
+    example `{instruction: question, output: answer}`. `system` is a row's own system message, which
+    takes the place of `prompt.system`."""
 
     constants: dict[str, str] = field(default_factory=dict)
     """Text that stands in for a missing or empty `instruction` or `input`, for example
-    `{instruction: Answer the patient's question.}`. The rows it filled are counted."""
+    `{instruction: Answer the patient's question.}`; the words of `clean.no_input_marks` are empty
+    too. The rows it filled are counted."""
 
     clean: CleanSection = field(default_factory=CleanSection)
     """Cleaning steps."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import __version__
-from alpacare_sft.data.files import EMBEDDED_FILES
 from alpacare_sft.data.hub import DataPath, hub_datasets, path_entries
+from alpacare_sft.data.sources import EMBEDDED_FILES
 from alpacare_sft.model.base import EMBEDDED, EMBEDDED_NAME
 from alpacare_sft.model.prompt import format_sections
 from alpacare_sft.reporting.evidence import COMMIT, Evidence, pinned_recipe, read_evidence

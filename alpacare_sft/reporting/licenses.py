@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from alpacare_sft.data.files import EMBEDDED_FILES
 from alpacare_sft.data.hub import DataPath, path_entries
+from alpacare_sft.data.sources import EMBEDDED_FILES
 from alpacare_sft.model.base import EMBEDDED_NAME
 
 if TYPE_CHECKING:

@@ -16,6 +16,10 @@ from alpacare_sft.reporting.figures import Numbers, draw_funnel, draw_lengths, d
 from alpacare_sft.run.directory import last_name, write_text
 
 STEPS = {
+    "drop_conversations": (
+        "Conversations",
+        "Rows that are not one question and one answer are dropped: split those of several turns into such rows.",
+    ),
     "drop_missing": ("Incomplete rows", "Rows without an instruction or without an answer are dropped."),
     "drop_duplicates": ("Exact copies", "Of rows alike in instruction, input and answer the first stays."),
     "strip": ("Outer white space", "White space at both ends of each text is removed."),

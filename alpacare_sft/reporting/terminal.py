@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from alpacare_sft.data.prepare import prepare_data
-from alpacare_sft.data.report import encoded_segments
+from alpacare_sft.data.report import describe_sources, encoded_segments
 from alpacare_sft.data.saving import DATA_KEYS, refuse_other_data, save_data
 from alpacare_sft.model.base import check_context, load_tokenizer
 from alpacare_sft.reporting.pages import cleaning_notes
@@ -48,6 +48,8 @@ def show_data(recipe: Recipe, num_rows: int = 3) -> None:
         refuse_other_data(run, data)
         save_data(run, data, tokenizer)
     console = Console()
+    for line in describe_sources(data.report["sources"]):
+        console.print(escape(line), highlight=False)
     console.print(funnel_table(data.report))
     console.print(notes_table(data.report))
     console.print(split_table(data.report))

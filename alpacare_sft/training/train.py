@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import runtime
 from alpacare_sft.data.prepare import PreparedData, prepare_data
+from alpacare_sft.data.report import describe_sources
 from alpacare_sft.data.saving import refuse_other_data, save_data
 from alpacare_sft.errors import RunError, StoppedError
 from alpacare_sft.evaluation.generation import end_token_ids
@@ -176,7 +177,7 @@ def _prepare_rows(recipe: Recipe, run: RunDirectory, tokenizer: Any) -> Prepared
     say(
         f"rows: {rows['train']:,} train, {rows['validation']:,} validation, {rows['test']:,} test of {rows['loaded']:,}"
     )
-    for note in data.report["unused_sources"]:
+    for note in [*describe_sources(data.report["sources"]), *data.report["unused_sources"]]:
         say(note)
     return data
 
