@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from heapq import heappop, heappush
+from itertools import chain, tee
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.equality import question_keys
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 
 
-def split_rows(rows: Dataset, splits: SplitsSection, seed: int) -> dict[str, Dataset]:
+def split_rows(
+    rows: Dataset, splits: SplitsSection, seed: int, retain: Callable[[list[int]], list[int]] = list
+) -> dict[str, list[int]]:
     """Draw the splits at random, in groups of rows with the same question.
 
     The order of the draw is that of SHA-256 over the seed and the text of the group's first row, so it
@@ -25,35 +29,57 @@ def split_rows(rows: Dataset, splits: SplitsSection, seed: int) -> dict[str, Dat
 
     Args:
         rows: cleaned rows.
-        splits: sizes, in rows or as fractions of `rows`.
+        splits: sizes, in rows or as fractions of the rows that can be drawn.
         seed: of the draw.
+        retain: of the places of a group those that can be drawn; with sizes in rows it is asked in the order of the
+            draw, until the splits are full.
 
     Returns:
-        The three splits, each in the order of the draw.
+        Places in `rows`, for each split in the order of the draw.
 
     Raises:
         DataError: if there are too few rows.
     """
-    sizes = _sizes(len(rows), splits)
     groups: dict[tuple[str, str], list[int]] = {}
     for index, key in enumerate(question_keys(rows)):
         groups.setdefault(key, []).append(index)
     instructions, inputs = rows["instruction"][:], rows["input"][:]  # whole columns: one row at a time is slow
-    # By the text itself and not by its key, so that rows of one spelling are drawn as they always were.
-    pool = sorted(groups.values(), key=lambda group: _draw_key(seed, instructions[group[0]], inputs[group[0]] or ""))
+
+    def draw_key(group: list[int]) -> str:
+        # By the text itself and not by its key, so that rows of one spelling are drawn as they always were.
+        text = f"{seed}\x00{instructions[group[0]]}\x00{inputs[group[0]] or ''}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    pool = _in_order(groups.values(), draw_key, retain)
+    available = len(rows)
+    if any(isinstance(getattr(splits, name), float) for name in SPLITS):
+        pool, counted = tee(pool)
+        available = sum(map(len, counted))
+    sizes = _sizes(available, splits)
     chosen: dict[str, list[int]] = {}
     for name in reversed(SPLITS):
         chosen[name], pool = _take(pool, sizes[name])
         if len(chosen[name]) < sizes[name]:
+            _sizes(sum(map(len, _in_order(groups.values(), draw_key, retain))), splits)
             raise DataError(
                 f"data.splits.{name} must be at most {len(chosen[name])}, got {sizes[name]}: no group of rows with "
                 "one question is left whole. Ask for fewer rows."
             )
-    return {name: rows.select(chosen[name]) for name in SPLITS}
+    return {name: chosen[name] for name in SPLITS}
 
 
-def _draw_key(seed: int, instruction: str, given: str) -> str:
-    return hashlib.sha256(f"{seed}\x00{instruction}\x00{given}".encode()).hexdigest()
+def _in_order(
+    groups: Iterable[list[int]], draw_key: Callable[[list[int]], str], retain: Callable[[list[int]], list[int]]
+) -> Iterator[list[int]]:
+    """What can be drawn of each group, in the order of the draw; that of a group is given by its first such row."""
+    queue = sorted((draw_key(group), group) for group in groups)
+    while queue:
+        key, group = heappop(queue)
+        retained = retain(group)
+        if retained and draw_key(retained) != key:
+            heappush(queue, (draw_key(retained), retained))
+        elif retained:
+            yield retained
 
 
 def _sizes(available: int, splits: SplitsSection) -> Mapping[str, int]:
@@ -72,7 +98,7 @@ def _sizes(available: int, splits: SplitsSection) -> Mapping[str, int]:
     return sizes
 
 
-def _take(pool: list[list[int]], size: int) -> tuple[list[int], list[list[int]]]:
+def _take(pool: Iterator[list[int]], size: int) -> tuple[list[int], Iterator[list[int]]]:
     """Whole groups from the front of `pool` until `size` rows are taken; what was left over.
 
     A group that does not fit goes on to the next split. If whole groups cannot fill the last
@@ -80,11 +106,11 @@ def _take(pool: list[list[int]], size: int) -> tuple[list[int], list[list[int]]]
     """
     taken: list[int] = []
     left: list[list[int]] = []
-    for group in pool:
+    while len(taken) < size and (group := next(pool, None)) is not None:
         if len(taken) + len(group) <= size:
             taken += group
         else:
             left.append(group)
     if len(taken) < size and left:
         taken += left.pop(0)[: size - len(taken)]
-    return taken, left
+    return taken, chain(left, pool)

@@ -7,7 +7,7 @@ depends on its neighbour and an evaluation prompt is, id by id, what training sa
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -54,43 +54,41 @@ class PromptEncoder:
         Raises:
             ModelError: if the chat template refuses the conversation, or a control token arises from the texts.
         """
-        system = self.prompt.system if system is None else system
+        return self._prompts([(instruction, given, system)])[0]
+
+    def _prompts(self, rows: Sequence[tuple[str, str, str | None]]) -> list[list[int]]:
+        turns = [(text, given, self.prompt.system if system is None else system) for text, given, system in rows]
         if self.prompt.format == "chat":
-            return self._chat_ids(_messages(instruction, given, system))
-        ids = self._ids(format_sections(instruction, given, system))
-        bos = self.tokenizer.bos_token_id
-        return [bos, *ids] if self._adds_bos else ids
+            return [self._chat_ids(_messages(*turn)) for turn in turns]
+        bos = [self.tokenizer.bos_token_id] if self._adds_bos else []
+        return [bos + ids for ids in self._ids_of([format_sections(*turn) for turn in turns])]
 
     def encode_completion(self, output: str) -> list[int]:
         """Token ids of the answer and its end token, shape (C,)."""
-        return self._ids(output) + self._end_ids
+        return self._ids_of([output])[0] + self._end_ids
 
     def end_token_id(self) -> int:
         """The last token of every whole answer: what the model learns to stop with."""
         return self._end_ids[-1]
 
     def encode_row(self, row: Mapping[str, Any], max_length: int) -> dict[str, Any]:
-        """One row as the model is trained on it.
+        """One row as the model is trained on it; see `encode_rows`."""
+        return self.encode_rows([row], max_length)[0]
+
+    def encode_rows(self, rows: Sequence[Mapping[str, Any]], max_length: int) -> list[dict[str, Any]]:
+        """Rows as the model is trained on them; their texts are tokenized in one call.
 
         Args:
-            row: texts `instruction`, `input` and `output`, and `system` where it has a system turn of its own.
+            rows: texts `instruction`, `input` and `output`, and `system` where a row has a system turn of its own.
             max_length: longest sequence, in tokens.
 
         Returns:
-            `input_ids` and `completion_mask`, each of shape (T,) with T ≤ max_length;
+            For each row `input_ids` and `completion_mask`, each of shape (T,) with T ≤ max_length;
             `prompt_tokens` and `completion_tokens` before truncation; `truncated`.
         """
-        prompt = self.encode_prompt(row["instruction"], row["input"], row.get("system"))
-        completion = self.encode_completion(row["output"])
-        ids = (prompt + completion)[:max_length]
-        prompt_length = min(len(prompt), max_length)
-        return {
-            "input_ids": ids,
-            "completion_mask": [0] * prompt_length + [1] * (len(ids) - prompt_length),
-            "prompt_tokens": len(prompt),
-            "completion_tokens": len(completion),
-            "truncated": len(prompt) + len(completion) > max_length,
-        }
+        prompts = self._prompts([(row["instruction"], row["input"], row.get("system")) for row in rows])
+        completions = [ids + self._end_ids for ids in self._ids_of([row["output"] for row in rows])]
+        return [_joined(*pair, max_length) for pair in zip(prompts, completions, strict=True)]
 
     def default_system(self) -> str | None:
         """The system prompt that the chat template writes into these prompts of its own accord, if it does.
@@ -109,11 +107,15 @@ class PromptEncoder:
         text = own[len(before) : len(own) - len(after)]
         return text if text in self._chat_text(_messages("a", "", self.prompt.system)) else None
 
-    def _ids(self, text: str) -> list[int]:
-        """Token ids of a row's text, of which none is a control token."""
-        ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-        if self._controls.isdisjoint(ids):
-            return ids
+    def _ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of rows' texts, of which none is a control token."""
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [
+            list(ids) if self._controls.isdisjoint(ids) else self._without_controls(text)
+            for text, ids in zip(texts, encoded, strict=True)
+        ]
+
+    def _without_controls(self, text: str) -> list[int]:
         ids = self._sanitized_ids([{"role": "user", "content": text}], _TEXT_ALONE)
         self._refuse_controls(self._controls.intersection(ids))
         return ids
@@ -211,6 +213,18 @@ class PromptEncoder:
         ids = self._template_ids(answered.split(_ANSWER_PLACE)[1])
         special = next((i for i, token in enumerate(ids) if token in self.tokenizer.all_special_ids), None)
         return [eos] if special is None else ids[: special + 1]
+
+
+def _joined(prompt: list[int], completion: list[int], max_length: int) -> dict[str, Any]:
+    ids = (prompt + completion)[:max_length]
+    prompt_length = min(len(prompt), max_length)
+    return {
+        "input_ids": ids,
+        "completion_mask": [0] * prompt_length + [1] * (len(ids) - prompt_length),
+        "prompt_tokens": len(prompt),
+        "completion_tokens": len(completion),
+        "truncated": len(prompt) + len(completion) > max_length,
+    }
 
 
 def _messages(instruction: str, given: str, system: str | None, answer: str | None = None) -> list[dict[str, str]]:

@@ -1,0 +1,102 @@
+"""Rows as token ids, encoded when the draw asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from alpacare_sft.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from alpacare_sft.model.prompt import PromptEncoder
+    from alpacare_sft.recipe.loading import Recipe
+
+_BATCH = 1_000  # rows tokenized in one call: enough for every core, few in memory as lists
+_TYPES = {
+    "input_ids": "list", "completion_mask": "list", "prompt_tokens": "int64", "completion_tokens": "int64",
+    "truncated": "bool",
+}  # fmt: skip
+
+
+class EncodedRows:
+    """Rows of a data set as the model is trained on them; each is encoded once, when it is looked at."""
+
+    def __init__(self, rows: Dataset, encoder: PromptEncoder, recipe: Recipe) -> None:
+        self.rows = rows
+        self.encoder = encoder
+        self.max_length = recipe.max_length
+        self.overflow = recipe.prompt.overflow
+        self.max_dropped_fraction = recipe.data.max_dropped_fraction
+        self._encoded: dict[int, dict[str, Any]] = {}
+        sizes = (recipe.data.splits.train, recipe.data.splits.validation, recipe.data.splits.test)
+        # A share of the rows is a share of those that can be drawn, and an error or a drop names all of them.
+        if self.overflow != "truncate_output" or not all(isinstance(size, int) for size in sizes):
+            self._encode(range(len(rows)))
+
+    def _encode(self, places: Sequence[int]) -> None:
+        for start in range(0, len(places), _BATCH):
+            batch = places[start : start + _BATCH]
+            columns = self.rows[list(batch)]
+            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            for place, row in zip(batch, self.encoder.encode_rows(rows, self.max_length), strict=True):
+                row["input_ids"] = np.asarray(row["input_ids"], dtype=np.int32)  # a list needs nine times the memory
+                row["completion_mask"] = np.asarray(row["completion_mask"], dtype=np.int8)
+                self._encoded[place] = row
+
+    def retain(self, places: Sequence[int]) -> list[int]:
+        """Those of the rows that leave a token to learn, and are not dropped as too long."""
+        self._encode([place for place in places if place not in self._encoded])
+        rows = self._encoded
+        return [
+            place
+            for place in places
+            if rows[place]["prompt_tokens"] < self.max_length
+            and not (self.overflow == "drop" and rows[place]["truncated"])
+        ]
+
+    def counts(self) -> dict[str, int]:
+        """Rows looked at, and of these the rows without room for an answer and those dropped as too long.
+
+        Raises:
+            DataError: if more rows are dropped than the recipe allows.
+        """
+        no_answer = [place for place, row in self._encoded.items() if row["prompt_tokens"] >= self.max_length]
+        too_long = [
+            place
+            for place, row in self._encoded.items()
+            if row["truncated"] and row["prompt_tokens"] < self.max_length
+        ]
+        if self.overflow == "error" and (too_long or no_answer):
+            ids = sorted(self.rows["id"][place] for place in too_long + no_answer)
+            raise DataError(
+                f"prompt.overflow: error, and {len(ids):,} of {len(self.rows):,} rows are longer than train.max_length "
+                f"{self.max_length} (ids {', '.join(map(str, ids[:5]))}{', …' if len(ids) > 5 else ''}). "
+                "Raise it, or use prompt.overflow: truncate_output or drop."
+            )
+        share = len(no_answer) / max(len(self._encoded), 1)
+        if share > self.max_dropped_fraction:
+            raise DataError(
+                f"{len(no_answer):,} of {len(self._encoded):,} rows ({share:.1%}) leave no room for an answer: "
+                f"their prompt alone fills train.max_length {self.max_length}. data.max_dropped_fraction allows "
+                f"{self.max_dropped_fraction:.1%}. Raise train.max_length, or the fraction."
+            )
+        return {
+            "looked_at": len(self._encoded),
+            "no_answer": len(no_answer),
+            "too_long": len(too_long) if self.overflow == "drop" else 0,
+        }
+
+    def select(self, places: Sequence[int]) -> Dataset:
+        """Rows with their texts and tokens."""
+        from datasets import Dataset, Features, List, Value
+
+        rows = self.rows.select(places)
+        features = {
+            name: List(Value("int64")) if kind == "list" else Value(kind) for name, kind in _TYPES.items()
+        }
+        columns = {name: [self._encoded[place][name] for place in places] for name in _TYPES}
+        return Dataset.from_dict({**rows.to_dict(), **columns}, features=Features({**rows.features, **features}))
