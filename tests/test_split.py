@@ -32,7 +32,7 @@ def dataset(groups: Sequence[int]) -> Any:
 def drawn(rows: Any, train: float, validation: float, test: float, seed: int = 42) -> dict[str, list[int]]:
     splits = split_rows(rows, SplitsSection(train=train, validation=validation, test=test), seed)
     assert tuple(splits) == SPLITS
-    return splits
+    return {name: rows.select(places)["id"][:] for name, places in splits.items()}
 
 
 def sizes(splits: dict[str, list[int]]) -> list[int]:
