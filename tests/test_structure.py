@@ -65,6 +65,7 @@ ORDER = [
     "data.load",
     "data.near_duplicates",
     "data.split",
+    "data.encoded",
     "data.publisher_splits",
     "data.report",
     "data.prepare",

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from alpacare_sft.errors import DataError
+from alpacare_sft.recipe.sections import ROW_COLUMNS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,6 +37,8 @@ class EncodedRows:
             self._encode(range(len(rows)))
 
     def _encode(self, places: Sequence[int]) -> None:
+        import numpy as np
+
         for start in range(0, len(places), _BATCH):
             batch = places[start : start + _BATCH]
             columns = self.rows[list(batch)]
@@ -66,9 +67,7 @@ class EncodedRows:
         """
         no_answer = [place for place, row in self._encoded.items() if row["prompt_tokens"] >= self.max_length]
         too_long = [
-            place
-            for place, row in self._encoded.items()
-            if row["truncated"] and row["prompt_tokens"] < self.max_length
+            place for place, row in self._encoded.items() if row["truncated"] and row["prompt_tokens"] < self.max_length
         ]
         if self.overflow == "error" and (too_long or no_answer):
             ids = sorted(self.rows["id"][place] for place in too_long + no_answer)
@@ -94,9 +93,7 @@ class EncodedRows:
         """Rows with their texts and tokens."""
         from datasets import Dataset, Features, List, Value
 
-        rows = self.rows.select(places)
-        features = {
-            name: List(Value("int64")) if kind == "list" else Value(kind) for name, kind in _TYPES.items()
-        }
+        rows = self.rows.select_columns([name for name in ROW_COLUMNS if name in self.rows.column_names]).select(places)
+        features = {name: List(Value("int64")) if kind == "list" else Value(kind) for name, kind in _TYPES.items()}
         columns = {name: [self._encoded[place][name] for place in places] for name in _TYPES}
         return Dataset.from_dict({**rows.to_dict(), **columns}, features=Features({**rows.features, **features}))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from alpacare_sft.data.encoded import EncodedRows
 from alpacare_sft.data.equality import question_keys
 from alpacare_sft.data.hub import commit_of, describe_unused
 from alpacare_sft.data.near_duplicates import find_near_duplicates
@@ -82,30 +83,30 @@ def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedData
     parts = load_parts(recipe.data)
     sources = [source for part in parts.values() for source in part.sources]
     loaded = sum(part.num_loaded for part in parts.values())
-    num_proc = recipe.train.dataset_num_proc or _num_processes(loaded)
-    result = clean_parts(parts, recipe.data.clean, num_proc)
+    result = clean_parts(parts, recipe.data.clean, recipe.train.dataset_num_proc or _num_processes(loaded))
     cleaned, steps = result.rows, [*reading_steps(sources), *result.steps]
     if len(cleaned) == 0:
         raise DataError(_no_row_left(loaded, steps))
-    max_length = recipe.max_length
-    encoded = cleaned.map(
-        _encode, fn_kwargs={"encoder": encoder, "max_length": max_length}, num_proc=num_proc, desc="Tokenizing"
-    )
-    kept, dropped = _drop_what_teaches_nothing(encoded, recipe)
+    encoded = EncodedRows(cleaned, encoder, recipe)
     try:
-        splits, held_out = split_parts(kept, recipe.data.splits, recipe.data.seed)
-    except DataError as error:  # rows whose input is not read may be too much alike to be drawn
+        drawn, held_out = split_parts(cleaned, recipe.data.splits, recipe.data.seed, encoded.retain)
+    except DataError as error:
+        encoded.counts()  # too few rows may be left because too many were dropped, or look alike without their input
         raise DataError(f"{error} {input_hint(sources)}".rstrip()) from None
+    dropped = encoded.counts()
+    splits = {name: encoded.select(drawn[name]) for name in SPLITS}
+    available = len(cleaned) - dropped["no_answer"] - dropped["too_long"] - held_out
     hub = [info for part in parts.values() for info in part.hub]
     rows = {
         "loaded": loaded,
         "cleaned": len(cleaned),
+        "looked_at": dropped["looked_at"],
         "dropped_no_answer": dropped["no_answer"],
         "dropped_too_long": dropped["too_long"],
         "dropped_held_out": held_out,
-        "kept": len(kept) - held_out,
+        "kept": available,
         **{name: len(splits[name]) for name in SPLITS},
-        "unused": len(kept) - held_out - sum(len(part) for part in splits.values()),
+        "unused": available - sum(len(part) for part in splits.values()),
         "truncated": sum(splits["train"]["truncated"]),
         "filled": {name: sum(part.filled[name] for part in parts.values()) for name in recipe.data.constants},
     }
@@ -118,7 +119,7 @@ def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedData
         "rows": rows,
         "steps": steps,
         "cleaning": result.notes,
-        "max_length": max_length,
+        "max_length": recipe.max_length,
         "seed": recipe.data.seed,
         "splits": {name: _split_summary(splits[name]) for name in SPLITS},
         "shared_questions": _count_shared_questions(splits),
@@ -130,37 +131,6 @@ def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedData
 def _num_processes(num_rows: int) -> int | None:
     """Cores to use: starting processes costs more than it saves on a few rows. The result is the same."""
     return min(os.cpu_count() or 1, MAX_PROCESSES) if num_rows >= MANY_ROWS else None
-
-
-def _encode(row: dict[str, Any], encoder: PromptEncoder, max_length: int) -> dict[str, Any]:
-    return encoder.encode_row(row, max_length)
-
-
-def _drop_what_teaches_nothing(encoded: Dataset, recipe: Recipe) -> tuple[Dataset, dict[str, int]]:
-    max_length = recipe.max_length
-    lengths = list(zip(encoded["prompt_tokens"], encoded["truncated"], encoded["id"], strict=True))
-    no_answer = [row_id for prompt, _, row_id in lengths if prompt >= max_length]
-    too_long = [row_id for prompt, truncated, row_id in lengths if truncated and prompt < max_length]
-    overflow = recipe.prompt.overflow
-    if overflow == "error" and (too_long or no_answer):
-        ids = sorted(too_long + no_answer)
-        raise DataError(
-            f"prompt.overflow: error, and {len(ids):,} of {len(encoded):,} rows are longer than train.max_length "
-            f"{max_length} (ids {', '.join(map(str, ids[:5]))}{', …' if len(ids) > 5 else ''}). "
-            "Raise it, or use prompt.overflow: truncate_output or drop."
-        )
-    share = len(no_answer) / len(encoded)
-    if share > recipe.data.max_dropped_fraction:
-        raise DataError(
-            f"{len(no_answer):,} of {len(encoded):,} rows ({share:.1%}) leave no room for an answer: "
-            f"their prompt alone fills train.max_length {max_length}. data.max_dropped_fraction allows "
-            f"{recipe.data.max_dropped_fraction:.1%}. Raise train.max_length, or the fraction."
-        )
-    gone = {*no_answer, *(too_long if overflow == "drop" else ())}
-    kept = encoded
-    if gone:
-        kept = encoded.select([index for index, (_, _, row_id) in enumerate(lengths) if row_id not in gone])
-    return kept, {"no_answer": len(no_answer), "too_long": len(gone) - len(no_answer)}
 
 
 def _no_row_left(loaded: int, steps: Sequence[Mapping[str, Any]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from alpacare_sft.data.clean import CleanedRows, add_up, clean_with_notes
@@ -75,8 +75,16 @@ def clean_parts(parts: Mapping[str, LoadedRows], clean: CleanSection, num_proc: 
     return add_up(results)
 
 
-def split_parts(rows: Dataset, splits: SplitsSection, seed: int) -> tuple[dict[str, Dataset], int]:
-    """The three splits, drawn or published.
+def split_parts(
+    rows: Dataset, splits: SplitsSection, seed: int, retain: Callable[[list[int]], list[int]] = list
+) -> tuple[dict[str, list[int]], int]:
+    """The three splits, drawn or published, as places in `rows`.
+
+    Args:
+        rows: cleaned rows, with a column `PART` where a split is named.
+        splits: sizes and names.
+        seed: of the draw.
+        retain: of places those that can be drawn; see `split_rows`.
 
     Returns:
         The splits, and how many rows were dropped because their question is one of a held-out split.
@@ -86,22 +94,20 @@ def split_parts(rows: Dataset, splits: SplitsSection, seed: int) -> tuple[dict[s
     """
     named = _named_splits(splits)
     if not named:
-        return split_rows(rows, splits, seed), 0
+        return split_rows(rows, splits, seed, retain), 0
     keys, parts = question_keys(rows), rows[PART][:]
-    places = {part: [index for index, name in enumerate(parts) if name == part] for part in (DRAWN, *named)}
+    places = {part: retain([i for i, name in enumerate(parts) if name == part]) for part in (DRAWN, *named)}
     published = {keys[index] for name in named if name != "train" for index in places[name]}
     pool = [index for index in places[DRAWN] if keys[index] not in published]
-    rows = rows.remove_columns(PART)
-    result = split_rows(rows.select(pool), dataclasses.replace(splits, **dict.fromkeys(named, 0)), seed)
-    result |= {name: rows.select(places[name]) for name in named}
+    drawn = split_rows(rows.select(pool), dataclasses.replace(splits, **dict.fromkeys(named, 0)), seed)
+    result = {name: [pool[place] for place in drawn[name]] for name in SPLITS} | {name: places[name] for name in named}
     dropped = len(places[DRAWN]) - len(pool)
     if "train" in named:
-        held_out = published | {key for name in SPLITS[1:] for key in question_keys(result[name])}
-        retained = [index for index in places["train"] if keys[index] not in held_out]
-        result["train"] = rows.select(retained)
-        dropped += len(places["train"]) - len(retained)
+        held_out = published | {keys[index] for name in SPLITS[1:] for index in result[name]}
+        result["train"] = [index for index in places["train"] if keys[index] not in held_out]
+        dropped += len(places["train"]) - len(result["train"])
     for name in named:
-        if not len(result[name]):
+        if not result[name]:
             raise DataError(f"data.splits.{name}: no row of {named[name]!r} is left. Name another split.")
     return result, dropped
 
