@@ -163,3 +163,15 @@ def test_rows_with_nulls_are_dropped_and_counted(
 def test_the_two_forms_of_embedded_rows_come_with_the_package() -> None:
     assert [len(loaded(name)) for name in ("embedded", "embedded_dirty")] == [336, 42]
     assert len(loaded(["embedded", "embedded_dirty"])) == 378
+
+
+@pytest.mark.parametrize("overflow", ["truncate_output", "drop"])
+def test_rows_are_encoded_as_far_as_the_draw_needs_them(
+    make_recipe: Any, tokenizer: Any, write_rows: Any, overflow: str
+) -> None:
+    rows = [{"instruction": f"What is sign {n}?", "output": f"It is sign {n}."} for n in range(50)]
+    words = ("--data.path", str(write_rows(rows)), "--prompt.overflow", overflow)
+    counts = prepare_data(make_recipe(*words), tokenizer).report["rows"]
+    needed = counts["train"] + counts["validation"] + counts["test"]
+    assert counts["looked_at"] == (needed if overflow == "truncate_output" else 50)
+    assert counts["unused"] == 50 - needed

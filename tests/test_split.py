@@ -167,3 +167,17 @@ def test_too_few_rows_are_told_in_numbers(asked: Any, told: str) -> None:
 def test_too_few_questions_are_told_by_split() -> None:
     with pytest.raises(DataError, match=r"data\.splits\.train must be at most 0, got 4: no group of rows"):
         drawn(dataset([6, 6]), 4, 2, 2)
+
+
+def test_no_more_rows_are_looked_at_than_the_splits_need() -> None:
+    seen: list[int] = []
+
+    def retain(group: list[int]) -> list[int]:
+        seen.extend(group)
+        return [place for place in group if place % 5]
+
+    rows = dataset([1] * 60)
+    drawn_places = split_rows(rows, SplitsSection(train=12, validation=4, test=4), 42, retain)
+    assert len(seen) < 30 and all(place % 5 for places in drawn_places.values() for place in places)
+    whole = rows.select([place for place in range(60) if place % 5])
+    assert {name: rows.select(places)["id"][:] for name, places in drawn_places.items()} == drawn(whole, 12, 4, 4)

@@ -15,7 +15,7 @@ from alpacare_sft.model.base import EMBEDDED, EMBEDDED_NAME
 from alpacare_sft.model.prompt import format_sections
 from alpacare_sft.reporting.evidence import COMMIT, Evidence, pinned_recipe, read_evidence
 from alpacare_sft.reporting.licenses import adapter_license, base_license, data_license
-from alpacare_sft.reporting.pages import SPLITS, STEPS, cleaning_notes
+from alpacare_sft.reporting.pages import SPLITS, STEPS, cleaning_notes, looked_at
 from alpacare_sft.run.directory import RunDirectory, last_name, write_text
 
 if TYPE_CHECKING:
@@ -185,7 +185,8 @@ def _funnel(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         }
     if rows.get("dropped_no_answer") is not None:
         left = rows["cleaned"] - rows["dropped_no_answer"]
-        yield {"step": "Prompt leaves no room for an answer", "rows": left, "dropped": rows["dropped_no_answer"]}
+        label = f"Prompt leaves no room for an answer{looked_at(rows)}"
+        yield {"step": label, "rows": left, "dropped": rows["dropped_no_answer"]}
     if rows.get("dropped_too_long"):
         left = rows["kept"] + (rows.get("dropped_held_out") or 0)
         yield {"step": "Longer than the limit", "rows": left, "dropped": rows["dropped_too_long"]}

@@ -178,6 +178,12 @@ def _merge_steps(history: Sequence[Numbers]) -> list[dict[str, Any]]:
     return list(steps.values())
 
 
+def looked_at(rows: Numbers) -> str:
+    """How many rows were tokenized, where the splits were full before all were."""
+    number = rows.get("looked_at", rows.get("cleaned"))
+    return f", of {number:,} rows looked at" if number != rows.get("cleaned") else ""
+
+
 def _funnel(report: Numbers) -> list[dict[str, Any]]:
     """One entry a bar: its label and why, rows left, dropped and changed, and the rows before it on the axis."""
     rows = report.get("rows") or {}
@@ -192,7 +198,11 @@ def _funnel(report: Numbers) -> list[dict[str, Any]]:
         bars.append({**bar, "name": step["name"]})
     left = rows.get("cleaned", bars[-1]["rows"])
     for label, why, dropped in (
-        ("No room for an answer", "The prompt alone fills the token limit.", rows.get("dropped_no_answer")),
+        (
+            f"No room for an answer{looked_at(rows)}",
+            "The prompt alone fills the token limit.",
+            rows.get("dropped_no_answer"),
+        ),
         ("Longer than the limit", "The recipe drops such rows.", rows.get("dropped_too_long") or None),
         (
             "Question of a held-out split",

@@ -14,7 +14,7 @@ from alpacare_sft.data.prepare import prepare_data
 from alpacare_sft.data.report import describe_sources, encoded_segments
 from alpacare_sft.data.saving import DATA_KEYS, refuse_other_data, save_data
 from alpacare_sft.model.base import check_context, load_tokenizer
-from alpacare_sft.reporting.pages import cleaning_notes
+from alpacare_sft.reporting.pages import cleaning_notes, looked_at
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.run.trained import continue_run
 
@@ -78,7 +78,7 @@ def funnel_table(report: Mapping[str, Any]) -> Table:
     for step in report["steps"]:
         table.add_row(step["name"], f"{step['rows_after']:,}", _count(step["dropped"]), _count(step["changed"]))
     after = rows["cleaned"] - rows["dropped_no_answer"]
-    table.add_row("no room for an answer", f"{after:,}", _count(rows["dropped_no_answer"]), "")
+    table.add_row(f"no room for an answer{looked_at(rows)}", f"{after:,}", _count(rows["dropped_no_answer"]), "")
     if rows["dropped_too_long"]:
         after -= rows["dropped_too_long"]
         table.add_row("longer than max_length", f"{after:,}", _count(rows["dropped_too_long"]), "")
