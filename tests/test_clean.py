@@ -231,14 +231,6 @@ def test_no_row_is_a_result_and_not_an_error() -> None:
     assert (kept, [step[1] for step in steps]) == ([], [0, 0, 1, 0])
 
 
-@pytest.mark.slow
-def test_two_processes_clean_as_one_does(dirty: Any) -> None:
-    one, told_by_one = clean_rows(dirty, CleanSection(), num_proc=1)
-    two, told_by_two = clean_rows(dirty, CleanSection(), num_proc=2)
-    assert two.to_list() == one.to_list()
-    assert told_by_two == told_by_one
-
-
 def test_white_space_around_an_invisible_character_is_one_run_once_it_is_gone() -> None:
     rows = Dataset.from_dict(
         {

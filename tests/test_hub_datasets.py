@@ -166,7 +166,7 @@ def loaded(name: str) -> LoadedRows:
 
 def test_a_copy_of_a_test_row_costs_the_training_row_not_the_test_row() -> None:
     parts = {"train": loaded("test"), "test": loaded("test")}
-    rows = clean_parts(parts, CleanSection(), None).rows
+    rows = clean_parts(parts, CleanSection()).rows
     assert len(rows) == 10 and rows["id"][:] == list(range(10))
     with pytest.raises(DataError, match=r"^data\.splits\.train: no row of 'train' is left"):
         split_parts(rows, SplitsSection(train="train", validation=0, test="test"), 42)

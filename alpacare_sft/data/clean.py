@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.characters import (
@@ -23,6 +24,8 @@ from alpacare_sft.recipe.sections import ROW_COLUMNS, CleanSection
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+Columns = dict[str, list[Any]]
 
 NOTES = (
     "structure_lost",
@@ -59,43 +62,50 @@ class CleanedRows:
     notes: dict[str, dict[str, Any]]
 
 
-def clean_rows(rows: Dataset, clean: CleanSection, num_proc: int | None = None) -> tuple[Dataset, list[dict[str, Any]]]:
+def clean_rows(rows: Dataset, clean: CleanSection) -> tuple[Dataset, list[dict[str, Any]]]:
     """The rows and steps of `clean_with_notes`."""
-    result = clean_with_notes(rows, clean, num_proc)
+    result = clean_with_notes(rows, clean)
     return result.rows, result.steps
 
 
-def clean_with_notes(rows: Dataset, clean: CleanSection, num_proc: int | None = None) -> CleanedRows:
+def clean_with_notes(rows: Dataset, clean: CleanSection) -> CleanedRows:
     """Clean rows.
 
     Args:
         rows: columns id, instruction, input and output, and system where a row has one; text or null.
         clean: which steps to take.
-        num_proc: processes for the steps that change text.
     """
     steps: list[dict[str, Any]] = []
 
-    def count(name: str, before: Dataset, after: Dataset, changed: int = 0) -> Dataset:
-        sizes = {"rows_before": len(before), "rows_after": len(after), "dropped": len(before) - len(after)}
-        steps.append({"name": name, **sizes, "changed": changed})
+    def count(name: str, before: Columns, after: Columns, changed: int = 0) -> Columns:
+        sizes = {"rows_before": len(before["id"]), "rows_after": len(after["id"])}
+        dropped = len(before["id"]) - len(after["id"])
+        steps.append({"name": name, **sizes, "dropped": dropped, "changed": changed})
         return after
 
+    table: Columns = {name: rows[name][:] for name in rows.column_names}  # whole columns: a row at a time is slow
     if clean.drop_missing:
-        rows = count("drop_missing", rows, _drop_missing(rows, clean.no_input_marks))
+        table = count("drop_missing", table, _drop_missing(table, clean.no_input_marks))
     if clean.drop_duplicates:
-        rows = count("drop_duplicates", rows, _drop_duplicates(rows, str))
-    source, rows = rows, _clean_texts(rows, clean, num_proc)
+        table = count("drop_duplicates", table, _drop_duplicates(table, str))
+    source, table = table, _clean_texts(table, clean)
     for name in _text_steps(clean):
-        count(name, rows, rows, len(_flagged(rows, name)))
-    cleaned, rows = rows, _drop_short(rows, clean.min_characters)
+        count(name, table, table, len(_flagged(table, name)))
+    cleaned, table = table, _drop_short(table, clean.min_characters)
     if clean.min_characters:
-        count("min_characters", cleaned, rows)
+        count("min_characters", cleaned, table)
     if clean.no_input_marks:
-        count("no_input_marks", rows, rows, len(_flagged(rows, "no_input_marks")))
+        count("no_input_marks", table, table, len(_flagged(table, "no_input_marks")))
     if clean.drop_duplicates:
-        rows = count("drop_duplicates_after_cleaning", rows, _drop_duplicates(rows, copy_key))
-    notes = {name: _note(name, cleaned if name == "short_answers" else rows, source, clean) for name in NOTES}
-    return CleanedRows(rows.remove_columns("flags"), steps, notes)
+        table = count("drop_duplicates_after_cleaning", table, _drop_duplicates(table, copy_key))
+    notes = {name: _note(name, cleaned if name == "short_answers" else table, source, clean) for name in NOTES}
+    return CleanedRows(_dataset(table, rows.features), steps, notes)
+
+
+def _dataset(table: Columns, features: Any) -> Dataset:
+    from datasets import Dataset
+
+    return Dataset.from_dict({name: table[name] for name in features}, features=features)
 
 
 def add_up(results: Sequence[CleanedRows]) -> CleanedRows:
@@ -140,29 +150,34 @@ def blank_marks(text: str, marks: Sequence[str]) -> str:
     return "" if is_empty(text, marks) else text
 
 
-def _drop_missing(rows: Dataset, marks: Sequence[str]) -> Dataset:
-    pairs = zip(rows["instruction"][:], rows["output"][:], strict=True)
-    return _select(rows, [i for i, pair in enumerate(pairs) if not any(is_empty(text, marks) for text in pair)])
+def _drop_missing(table: Columns, marks: Sequence[str]) -> Columns:
+    pairs = zip(table["instruction"], table["output"], strict=True)
+    return _select(table, [i for i, pair in enumerate(pairs) if not any(is_empty(text, marks) for text in pair)])
 
 
-def _drop_duplicates(rows: Dataset, key: Callable[[str], str]) -> Dataset:
-    """The first of the rows whose texts have equal keys."""
-    columns = [[key(text or "") for text in rows[name][:]] for name in _text_columns(rows)]
-    first = {row: index for index, row in reversed(list(enumerate(zip(*columns, strict=True))))}
-    return _select(rows, sorted(first.values()))
+def _drop_duplicates(table: Columns, key: Callable[[str], str]) -> Columns:
+    """The first of the rows whose texts have equal keys; a key is compared by its digest, which takes less memory."""
+    first: dict[bytes, int] = {}
+    for place, texts in enumerate(zip(*(table[name] for name in _text_columns(table)), strict=True)):
+        joined = "\x00".join(key(text or "") for text in texts)
+        first.setdefault(blake2b(joined.encode(errors="surrogatepass"), digest_size=16).digest(), place)
+    return _select(table, list(first.values()))
 
 
-def _drop_short(rows: Dataset, min_characters: int) -> Dataset:
-    pairs = zip(rows["instruction"][:], rows["output"][:], strict=True)
-    return _select(rows, [i for i, pair in enumerate(pairs) if min(len(text or "") for text in pair) >= min_characters])
+def _drop_short(table: Columns, min_characters: int) -> Columns:
+    pairs = zip(table["instruction"], table["output"], strict=True)
+    places = [i for i, pair in enumerate(pairs) if min(len(text or "") for text in pair) >= min_characters]
+    return _select(table, places)
 
 
-def _select(rows: Dataset, places: list[int]) -> Dataset:
-    return rows if len(places) == len(rows) else rows.select(places)
+def _select(table: Columns, places: list[int]) -> Columns:
+    if len(places) == len(table["id"]):
+        return table
+    return {name: [values[place] for place in places] for name, values in table.items()}
 
 
-def _text_columns(rows: Dataset) -> list[str]:
-    return [name for name in ROW_COLUMNS[1:] if name in rows.column_names]
+def _text_columns(table: Columns) -> list[str]:
+    return [name for name in ROW_COLUMNS[1:] if name in table]
 
 
 def _text_steps(clean: CleanSection) -> dict[str, Callable[[str], str]]:
@@ -177,31 +192,16 @@ def _text_steps(clean: CleanSection) -> dict[str, Callable[[str], str]]:
     return {name: step for name, step in steps.items() if getattr(clean, name)}
 
 
-def _clean_texts(rows: Dataset, clean: CleanSection, num_proc: int | None) -> Dataset:
+def _clean_texts(table: Columns, clean: CleanSection) -> Columns:
     """Every text cleaned in one pass; a column `flags` has a bit for each step that changed the row, and each note."""
-    from datasets import Dataset, Features, Value
-
-    features = Features({**rows.features, "flags": Value("int64")})
-    if len(rows) == 0:  # `map` would not add the column
-        return Dataset.from_dict({name: [] for name in features}, features=features)
-    return rows.map(
-        _clean_batch,
-        batched=True,
-        fn_kwargs={"clean": clean, "columns": _text_columns(rows)},
-        features=features,
-        num_proc=num_proc,
-        desc="Cleaning",
-    )
-
-
-def _clean_batch(batch: dict[str, list[Any]], clean: CleanSection, columns: list[str]) -> dict[str, list[Any]]:
     steps = _text_steps(clean)
-    flags = [0] * len(batch["id"])
-    result: dict[str, list[Any]] = {column: [] for column in columns}
-    for column in columns:
+    flags = [0] * len(table["id"])
+    result = {**table, "flags": flags}
+    for column in _text_columns(table):
         # A null system turn is the template's own, not an empty one; other nulls are empty texts once texts change.
         keep_null = column == "system" or not (steps or clean.no_input_marks)
-        for place, raw in enumerate(batch[column]):
+        result[column] = []
+        for place, raw in enumerate(table[column]):
             text = raw or ""
             for name, step in steps.items():
                 if (new := step(text)) != text:
@@ -213,7 +213,7 @@ def _clean_batch(batch: dict[str, list[Any]], clean: CleanSection, columns: list
             for name, _, _ in _find_notes(raw or "", text, column, clean):
                 flags[place] |= _BITS[name]
             result[column].append(None if raw is None and keep_null else text)
-    return {**result, "flags": flags}
+    return result
 
 
 def _find_notes(raw: str, text: str, column: str, clean: CleanSection) -> Iterator[tuple[str, str, int]]:
@@ -232,24 +232,24 @@ def _find_notes(raw: str, text: str, column: str, clean: CleanSection) -> Iterat
         yield "short_answers", text, 0
 
 
-def _flagged(rows: Dataset, name: str) -> list[int]:
+def _flagged(table: Columns, name: str) -> list[int]:
     """Places of the rows that a step changed or a note is on."""
-    return [place for place, flags in enumerate(rows["flags"][:]) if flags & _BITS[name]]
+    return [place for place, flags in enumerate(table["flags"]) if flags & _BITS[name]]
 
 
-def _note(name: str, rows: Dataset, source: Dataset, clean: CleanSection) -> dict[str, Any]:
+def _note(name: str, table: Columns, source: Columns, clean: CleanSection) -> dict[str, Any]:
     """Number of rows with a note, and examples; `source` has the texts before cleaning."""
-    places = _flagged(rows, name)
+    places = _flagged(table, name)
     examples = []
-    raw_rows = dict(zip(source["id"][:], range(len(source)), strict=True)) if places else {}
     for place in places[:_NUM_EXAMPLES]:
-        row = rows[place]
-        raw = source[raw_rows[row["id"]]]
-        for column in _text_columns(rows):
-            for note, text, start in _find_notes(raw[column] or "", row[column] or "", column, clean):
+        row_id = table["id"][place]
+        raw_place = source["id"].index(row_id)
+        for column in _text_columns(table):
+            raw, cleaned = source[column][raw_place] or "", table[column][place] or ""
+            for note, text, start in _find_notes(raw, cleaned, column, clean):
                 if note == name:
                     after = {"after": _excerpt(mend_symbols(text), start)} if name == "signs_mended" else {}
-                    examples.append({"id": row["id"], "column": column, "text": _excerpt(text, start), **after})
+                    examples.append({"id": row_id, "column": column, "text": _excerpt(text, start), **after})
     return {"rows": len(places), "examples": examples[:_NUM_EXAMPLES]}
 
 

@@ -5,7 +5,6 @@ What is wrong with a file is told with the file's name and, where it has one, th
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -113,10 +112,3 @@ def _fill_constants(columns: dict[str, list[Any]], data: DataSection) -> tuple[d
         columns[name] = [constant if gap else text for gap, text in zip(empty, columns[name], strict=True)]
         filled[name] = sum(empty)
     return columns, filled
-
-
-def show_progress(visible: bool) -> None:
-    """Let `datasets` draw its bars, or not."""
-    import datasets
-
-    (datasets.enable_progress_bars if visible and sys.stderr.isatty() else datasets.disable_progress_bars)()

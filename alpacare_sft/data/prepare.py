@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 
 # An answer whose last character closes nothing was often cut where it was made; its end token is learnt all the same.
 _ENDS_OPEN = re.compile(r"[\w,;–—-]$")
-MANY_ROWS = 5_000
-MAX_PROCESSES = 8
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedData
     parts = load_parts(recipe.data)
     sources = [source for part in parts.values() for source in part.sources]
     loaded = sum(part.num_loaded for part in parts.values())
-    result = clean_parts(parts, recipe.data.clean, recipe.train.dataset_num_proc or _num_processes(loaded))
+    result = clean_parts(parts, recipe.data.clean)
     cleaned, steps = result.rows, [*reading_steps(sources), *result.steps]
     if len(cleaned) == 0:
         raise DataError(_no_row_left(loaded, steps))
@@ -126,11 +123,6 @@ def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedData
         "near_duplicates": find_near_duplicates(splits, recipe.data.constants),
     }
     return PreparedData(splits, report)
-
-
-def _num_processes(num_rows: int) -> int | None:
-    """Cores to use: starting processes costs more than it saves on a few rows. The result is the same."""
-    return min(os.cpu_count() or 1, MAX_PROCESSES) if num_rows >= MANY_ROWS else None
 
 
 def _no_row_left(loaded: int, steps: Sequence[Mapping[str, Any]]) -> str:

@@ -58,18 +58,18 @@ def load_parts(data: DataSection) -> dict[str, LoadedRows]:
     return parts
 
 
-def clean_parts(parts: Mapping[str, LoadedRows], clean: CleanSection, num_proc: int | None) -> CleanedRows:
+def clean_parts(parts: Mapping[str, LoadedRows], clean: CleanSection) -> CleanedRows:
     """Rows of all parts, cleaned; each part by itself, so that a test row is never dropped as a training row's copy.
 
     Returns:
         The rows, with a column `PART` if there are several parts, and the counts over all of them.
     """
     if list(parts) == [DRAWN]:
-        return clean_with_notes(parts[DRAWN].rows, clean, num_proc)
+        return clean_with_notes(parts[DRAWN].rows, clean)
     results, first_id = [], 0
     for name, part in parts.items():
         rows = part.rows.remove_columns("id").add_column("id", [first_id + number for number in part.rows["id"]])
-        result = clean_with_notes(rows, clean, num_proc)
+        result = clean_with_notes(rows, clean)
         results.append(dataclasses.replace(result, rows=result.rows.add_column(PART, [name] * len(result.rows))))
         first_id += part.num_loaded
     return add_up(results)

@@ -103,9 +103,10 @@ def main() -> None:
         if runs:
             times = sorted(seconds for seconds, _ in runs)
             ratio = f", {medians[side] / medians['plain']:.2f} of the plain script" if "plain" in medians else ""
+            each, peak = 1e6 * medians[side] / options.rows, max(peak for _, peak in runs)
             print(
-                f"{side:>6}: {medians[side]:.1f} s ({times[0]:.1f} to {times[-1]:.1f}), "
-                f"{1e6 * medians[side] / options.rows:.0f} µs a row, peak {max(peak for _, peak in runs):.2f} GiB{ratio}"
+                f"{side:>6}: {medians[side]:.1f} s ({times[0]:.1f} to {times[-1]:.1f}), {each:.0f} µs a row, "
+                f"peak {peak:.2f} GiB{ratio}"
             )
 
 
