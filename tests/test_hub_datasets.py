@@ -161,7 +161,8 @@ def test_several_entries_are_read_in_their_order(runs: Path, hub: Hub) -> None:
 
 def loaded(name: str) -> LoadedRows:
     rows = Dataset.from_list(SPLITS[name])
-    return LoadedRows(rows.add_column("id", range(len(rows))), {}, [{"rows": len(rows)}], [])
+    columns = {"id": list(range(len(rows))), **{column: rows[column][:] for column in rows.column_names}}
+    return LoadedRows(columns, {}, [{"rows": len(rows)}], [])
 
 
 def test_a_copy_of_a_test_row_costs_the_training_row_not_the_test_row() -> None:

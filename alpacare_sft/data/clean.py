@@ -62,13 +62,13 @@ class CleanedRows:
     notes: dict[str, dict[str, Any]]
 
 
-def clean_rows(rows: Dataset, clean: CleanSection) -> tuple[Dataset, list[dict[str, Any]]]:
+def clean_rows(rows: Dataset | Columns, clean: CleanSection) -> tuple[Dataset, list[dict[str, Any]]]:
     """The rows and steps of `clean_with_notes`."""
     result = clean_with_notes(rows, clean)
     return result.rows, result.steps
 
 
-def clean_with_notes(rows: Dataset, clean: CleanSection) -> CleanedRows:
+def clean_with_notes(rows: Dataset | Columns, clean: CleanSection) -> CleanedRows:
     """Clean rows.
 
     Args:
@@ -83,7 +83,9 @@ def clean_with_notes(rows: Dataset, clean: CleanSection) -> CleanedRows:
         steps.append({"name": name, **sizes, "dropped": dropped, "changed": changed})
         return after
 
-    table: Columns = {name: rows[name][:] for name in rows.column_names}  # whole columns: a row at a time is slow
+    # Whole columns: a row at a time is slow.
+    table: Columns = rows if isinstance(rows, dict) else {name: rows[name][:] for name in rows.column_names}
+    names = list(table)
     if clean.drop_missing:
         table = count("drop_missing", table, _drop_missing(table, clean.no_input_marks))
     if clean.drop_duplicates:
@@ -99,13 +101,15 @@ def clean_with_notes(rows: Dataset, clean: CleanSection) -> CleanedRows:
     if clean.drop_duplicates:
         table = count("drop_duplicates_after_cleaning", table, _drop_duplicates(table, copy_key))
     notes = {name: _note(name, cleaned if name == "short_answers" else table, source, clean) for name in NOTES}
-    return CleanedRows(_dataset(table, rows.features), steps, notes)
+    return CleanedRows(dataset_of({name: table[name] for name in names}), steps, notes)
 
 
-def _dataset(table: Columns, features: Any) -> Dataset:
-    from datasets import Dataset
+def dataset_of(columns: Columns) -> Dataset:
+    """A data set of text columns and ids."""
+    from datasets import Dataset, Features, Value
 
-    return Dataset.from_dict({name: table[name] for name in features}, features=features)
+    types = {name: Value("int64" if name == "id" else "string") for name in columns}
+    return Dataset.from_dict(columns, features=Features(types))
 
 
 def add_up(results: Sequence[CleanedRows]) -> CleanedRows:

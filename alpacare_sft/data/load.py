@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.data.clean import is_empty
+from alpacare_sft.data.clean import Columns, dataset_of, is_empty
 from alpacare_sft.data.columns import TextRows, needed_columns, text_columns
 from alpacare_sft.data.files import RawRows, load_file
 from alpacare_sft.data.hub import load_hub
@@ -26,17 +27,22 @@ class LoadedRows:
     """Rows as they were read.
 
     Attributes:
-        rows: columns instruction, input, output, id, and system where a row has a turn of its own; text or null.
-            `id` counts from 0 in the order of the sources.
+        columns: instruction, input, output, id, and system where a row has a turn of its own; text or null, a list for
+            each. `id` counts from 0 in the order of the sources.
         filled: for each column with a constant, how many rows it filled.
         sources: the record of each file and data set, as `columns.TextRows` describes it.
         hub: what `load_hub` says of each data set of the Hub.
     """
 
-    rows: Dataset
+    columns: Columns
     filled: Mapping[str, int]
     sources: Sequence[Mapping[str, Any]]
     hub: Sequence[Mapping[str, Any]]
+
+    @cached_property
+    def rows(self) -> Dataset:
+        """The columns as a data set."""
+        return dataset_of(self.columns)
 
     @property
     def num_loaded(self) -> int:
@@ -68,7 +74,7 @@ def load_rows(data: DataSection) -> LoadedRows:
             hub.append(info)
         parts.append(text_columns(raw, data))
     columns, filled = _fill_constants(_join(parts), data)
-    return LoadedRows(_dataset(columns), filled, [part.record for part in parts], hub)
+    return LoadedRows(columns, filled, [part.record for part in parts], hub)
 
 
 def _raw_rows(name: str, dataset: Dataset) -> RawRows:
@@ -95,13 +101,6 @@ def _join(parts: Sequence[TextRows]) -> dict[str, list[Any]]:
         columns["id"] += [start + number for number in part.ids]
         start += part.record["rows"]
     return columns
-
-
-def _dataset(columns: Mapping[str, list[Any]]) -> Dataset:
-    from datasets import Dataset, Features, Value
-
-    types = {name: Value("int64" if name == "id" else "string") for name in columns}
-    return Dataset.from_dict(dict(columns), features=Features(types))
 
 
 def _fill_constants(columns: dict[str, list[Any]], data: DataSection) -> tuple[dict[str, list[Any]], dict[str, int]]:

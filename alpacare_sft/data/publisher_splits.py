@@ -65,11 +65,11 @@ def clean_parts(parts: Mapping[str, LoadedRows], clean: CleanSection) -> Cleaned
         The rows, with a column `PART` if there are several parts, and the counts over all of them.
     """
     if list(parts) == [DRAWN]:
-        return clean_with_notes(parts[DRAWN].rows, clean)
+        return clean_with_notes(parts[DRAWN].columns, clean)
     results, first_id = [], 0
     for name, part in parts.items():
-        rows = part.rows.remove_columns("id").add_column("id", [first_id + number for number in part.rows["id"]])
-        result = clean_with_notes(rows, clean)
+        columns = {**part.columns, "id": [first_id + number for number in part.columns["id"]]}
+        result = clean_with_notes(columns, clean)
         results.append(dataclasses.replace(result, rows=result.rows.add_column(PART, [name] * len(result.rows))))
         first_id += part.num_loaded
     return add_up(results)

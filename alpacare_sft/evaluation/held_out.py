@@ -101,10 +101,9 @@ def load_other_rows(path: str, trained: Recipe, run: RunDirectory, limit: int | 
         source = load_rows(section)
     except DataError as error:  # told of the recipe's keys
         raise DataError(f"--rows {path}, read by the run's section data: {error}") from error
-    loaded = source.rows
-    cleaned, _ = clean_rows(loaded, section.clean)
+    cleaned, _ = clean_rows(source.columns, section.clean)
     if len(cleaned) == 0:
-        raise DataError(f"--rows {path}: no row of {len(loaded):,} is left after cleaning. Check its columns.")
+        raise DataError(f"--rows {path}: no row of {source.num_loaded:,} is left after cleaning. Check its columns.")
     train = read_rows(run.data / "train.jsonl")
     if seen := _seen(cleaned, train):
         raise DataError(
