@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
-import yaml
 from huggingface_hub import constants
 
 from alpacare_sft.data.prepare import prepare_data
@@ -83,16 +80,3 @@ def test_other_errors_are_left_to_others(tmp_path: Path, caches: Path) -> None:
     assert disk_fault(os_error(errno.EACCES, tmp_path / "rows.jsonl")) is None
     assert disk_fault(os_error(errno.ENOENT, caches / "hub" / "config.json")) is None
     assert disk_fault(ValueError("no such split")) is None
-
-
-@pytest.mark.slow
-def test_a_home_of_the_libraries_under_a_file_ends_with_1(document: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(document))
-    own = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment = {**own, "HF_HOME": str(tmp_path / "file" / "hf"), "HF_HUB_OFFLINE": "1"}
-    words = [sys.executable, "-m", "alpacare_sft", "data", str(tmp_path / "recipe.yaml")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
-    messages = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert (done.returncode, len(messages)) == (1, 1), done.stderr
-    assert "Set HF_HOME to a directory that can be" in messages[0]

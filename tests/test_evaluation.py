@@ -406,7 +406,7 @@ def test_signals_stop_an_evaluation_with_75(trained: Recipe, monkeypatch: pytest
         yield 0, None
 
     monkeypatch.setattr("alpacare_sft.evaluation.answering.generate_answers", interrupt)
-    with pytest.raises(StoppedError, match="What was answered is kept"), stopped_by_signals():
+    with pytest.raises(StoppedError, match="The answers so far are saved"), stopped_by_signals():
         evaluate(trained, limit=2)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 

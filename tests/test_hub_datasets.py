@@ -103,6 +103,25 @@ def runs(hub: Hub, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["them/three", "embedded"])
+def test_a_home_of_the_libraries_under_a_file_ends_with_1_where_a_cache_is_needed(
+    path: str, hub: Hub, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tiny_document(tiny_model, tmp_path / "run")))
+    own = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment = {**own, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "file" / "hf")}
+    words = [sys.executable, "-m", "alpacare_sft", "data", str(tmp_path / "recipe.yaml"), "--data.path", path]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
+    messages = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    if path == "embedded":  # local rows need no cache
+        assert (done.returncode, messages) == (0, []), done.stderr
+    else:
+        assert (done.returncode, len(messages)) == (1, 1), done.stderr
+        assert "Set HF_HOME to a directory that can be" in messages[0]
+
+
 def report(runs: Path, name: str) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((runs / name / "data" / "report.json").read_text())
     return loaded
