@@ -20,7 +20,7 @@ from alpacare_sft.recipe.sections import JudgeSection
 from alpacare_sft.review import endpoint
 from alpacare_sft.review.endpoint import check_judge
 from alpacare_sft.review.judge import judge_answers
-from alpacare_sft.review.showing import show_judge
+from alpacare_sft.review.terminal import show_judge
 
 KEY = "secret-of-this-test"
 USAGE = {"prompt_tokens": 100, "completion_tokens": 7}

@@ -90,7 +90,7 @@ ORDER = [
     "review.sheets",
     "review.reading",
     "review.agreement",
-    "review.showing",
+    "review.terminal",
     "review.summary",
     "review.endpoint",
     "review.judge",

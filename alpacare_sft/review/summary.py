@@ -14,7 +14,7 @@ from alpacare_sft.evaluation.intervals import exact_share, paired_summary
 from alpacare_sft.review.agreement import krippendorff_alpha
 from alpacare_sft.review.reading import Sheet, read_sheet, sheet_of
 from alpacare_sft.review.sheets import CRITERIA, FLAG, KEY_FILE, predictions_sha256, read_keys
-from alpacare_sft.review.showing import show_reviews
+from alpacare_sft.review.terminal import show_reviews
 from alpacare_sft.run.directory import RunDirectory, write_json
 from alpacare_sft.runtime import prepared_process
 
