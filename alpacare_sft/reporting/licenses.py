@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from alpacare_sft.data.hub import DataPath, path_entries
-from alpacare_sft.data.sources import EMBEDDED_FILES
-from alpacare_sft.model.base import EMBEDDED_NAME
+from alpacare_sft.recipe.names import EMBEDDED_FILES, EMBEDDED_NAME, DataPath, path_entries
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe.sections import HubSection
