@@ -92,7 +92,6 @@ ORDER = [
     "review.agreement",
     "review.terminal",
     "review.summary",
-    "review.endpoint",
     "review.judge",
     "evaluation.selection",
     "evaluation.answering",
