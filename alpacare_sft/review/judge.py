@@ -119,19 +119,25 @@ def judge_answers(
             "evaluate.judge compares base and adapter, but there are no answers of the base. "
             "Set evaluate.baseline: true."
         )
-    compared: list[tuple[Mapping[str, Any], tuple[Reply, Reply]]] = []
     replies: list[Reply] = []
+    compared: list[dict[str, Any]] = []
     cache = ResponseCache(cache_path)
     with _open_session(judge) as session:
         for row in track(rows, "rows judged", console=Console(stderr=True)):
-            pair = (_reply(session, judge, row, ORDERS[0], cache), _reply(session, judge, row, ORDERS[1], cache))
-            compared.append((row, pair))
+            base_first, adapter_first = pair = [_reply(session, judge, row, order, cache) for order in ORDERS]
             replies += pair
+            kinds = {"base_first": base_first.kind, "adapter_first": adapter_first.kind}
+            compared.append({"id": row["id"], "verdict": _verdict(pair), **kinds})
             if all(reply.kind == "failed" for reply in replies):
                 raise RunError(f"evaluate.judge.endpoint {judge.endpoint}: {replies[0].why}.")
             if all(reply.kind == "failed" for reply in replies[-FAILURES_IN_A_ROW:]):
                 break
-    return _summarize(compared, len(rows), judge)
+    stopped = (
+        f"Stopped after {len(compared)} of {len(rows)} rows: {FAILURES_IN_A_ROW} requests failed in a row "
+        f"({replies[-1].why}). Run it again to ask what is missing."
+    )
+    summary = {"meaning": MEANING, "model": judge.model, "endpoint": judge.endpoint, **_count(compared, replies)}
+    return {**summary, "rows": compared, "stopped": stopped if len(compared) < len(rows) else None}
 
 
 def _reply(
@@ -161,7 +167,6 @@ def _open_session(judge: JudgeSection) -> requests.Session:
     from urllib3.util import Retry
 
     check_judge(judge)
-    key = _key(judge)
     session = requests.Session()
     retries = Retry(
         total=RETRIES,
@@ -175,13 +180,9 @@ def _open_session(judge: JudgeSection) -> requests.Session:
     )
     for scheme in ("http://", "https://"):
         session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retries))
-
-    def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if key:
-            request.headers["Authorization"] = f"Bearer {key}"
-        return request
-
-    session.auth = authorize  # as a callable it also keeps passwords of ~/.netrc out
+    session.auth = lambda request: request  # a callable keeps passwords of ~/.netrc out
+    if key := _key(judge):
+        session.headers["Authorization"] = f"Bearer {key}"
     return session
 
 
@@ -225,7 +226,7 @@ def _read_reply(body: Mapping[str, Any]) -> Reply:
     return Reply(verdicts[-1].lower() if verdicts else "unreadable", tokens)
 
 
-def _verdict(pair: tuple[Reply, Reply]) -> str:
+def _verdict(pair: Sequence[Reply]) -> str:
     """Whose answer both orders called better."""
     first, second = (
         {"a": order[0], "b": order[1], "tie": "tie"}.get(reply.kind, "none")
@@ -236,41 +237,24 @@ def _verdict(pair: tuple[Reply, Reply]) -> str:
     return first if first == second else "tie"
 
 
-def _summarize(
-    compared: Sequence[tuple[Mapping[str, Any], tuple[Reply, Reply]]], wanted: int, judge: JudgeSection
-) -> dict[str, Any]:
-    verdicts = Counter(_verdict(pair) for _, pair in compared)
-    replies = [reply for _, pair in compared for reply in pair]
-    kinds, counted = Counter(reply.kind for reply in replies), [reply.tokens for reply in replies if reply.tokens]
-    disagreed = sum(_verdict(pair) == "tie" and {reply.kind for reply in pair} != {"tie"} for _, pair in compared)
-    stopped = None
-    if len(compared) < wanted:
-        stopped = (
-            f"Stopped after {len(compared)} of {wanted} rows: {FAILURES_IN_A_ROW} requests failed in a row "
-            f"({replies[-1].why}). Run it again to ask what is missing."
-        )
+def _count(rows: Sequence[Mapping[str, Any]], replies: Sequence[Reply]) -> dict[str, Any]:
+    verdicts, kinds = Counter(row["verdict"] for row in rows), Counter(reply.kind for reply in replies)
+    tokens = [reply.tokens for reply in replies if reply.tokens]
+    orders = [{row["base_first"], row["adapter_first"]} for row in rows if row["verdict"] == "tie"]
     return {
-        "meaning": MEANING,
-        "model": judge.model,
-        "endpoint": judge.endpoint,
-        "n": len(compared),
+        "n": len(rows),
         "verdicts": {
             **{name: verdicts[name] for name in ("adapter", "base", "tie", "none")},
-            "orders_disagreed": disagreed,
+            "orders_disagreed": sum(kinds_of_pair != {"tie"} for kinds_of_pair in orders),
         },
         "requests": len(replies),
         "kept": sum(reply.is_cached for reply in replies),
         **{kind: kinds[kind] for kind in ("refused", "unreadable", "failed")},
         "tokens": {
-            "prompt": sum(prompt for prompt, _ in counted),
-            "completion": sum(completion for _, completion in counted),
-            "unknown": len(replies) - len(counted) - kinds["failed"],
+            "prompt": sum(prompt for prompt, _ in tokens),
+            "completion": sum(completion for _, completion in tokens),
+            "unknown": len(replies) - len(tokens) - kinds["failed"],
         },
-        "rows": [
-            {"id": row["id"], "verdict": _verdict(pair), "base_first": pair[0].kind, "adapter_first": pair[1].kind}
-            for row, pair in compared
-        ],
-        "stopped": stopped,
     }
 
 
