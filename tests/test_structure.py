@@ -89,7 +89,6 @@ ORDER = [
     "review",
     "review.sheets",
     "review.reading",
-    "review.agreement",
     "review.terminal",
     "review.summary",
     "review.judge",
