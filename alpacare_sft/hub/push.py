@@ -1,4 +1,4 @@
-"""A trained adapter → its repository on the Hub: checked, in one commit, private unless asked otherwise."""
+"""A trained adapter → its repository on the Hub: checked, in one commit, private unless the recipe says otherwise."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def push(recipe: Recipe, *, dry_run: bool = False) -> Pushed:
             show_publication(published, publication, faults, evidence.no_scores)
             return Pushed(recipe.hub.repo_id, None, False, tuple(publication.files), publication.card)
         check_recipe(published, base)
-        collect_files(run, published, evidence)  # what is wrong with the adapter is reported before the Hub is asked
+        collect_files(run, published, evidence)  # what is wrong with the adapter is reported before any request
         api = open_hub(str(recipe.hub.repo_id))
         remote = find_remote(api, published, base["name"])
         published = with_base_license(api, published, base)
