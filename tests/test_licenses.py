@@ -154,7 +154,7 @@ def test_a_licence_is_that_on_the_card_of_the_base(
     card = SimpleNamespace(license=on_its_card)
     hub: Any = SimpleNamespace(model_info=lambda name: SimpleNamespace(card_data=card))
     recipe = make_recipe("--hub.repo_id", "me/Llama-x", *(["--hub.license", stated] if stated else []))
-    assert with_base_license(hub, recipe, {"name": base}).hub.license == expected
+    assert with_base_license(hub, recipe, base).hub.license == expected
 
 
 def test_a_licence_that_is_stated_does_not_make_a_llama() -> None:

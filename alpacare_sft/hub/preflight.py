@@ -87,33 +87,35 @@ def preflight(recipe: Recipe) -> None:
     check_recipe(recipe)
     api, base = open_hub(str(recipe.hub.repo_id)), _base_name(recipe)
     find_remote(api, recipe, base)
-    recipe = with_base_license(api, recipe, {"name": base})
+    recipe = with_base_license(api, recipe, base)
     metadata = card_metadata(recipe, Evidence({"base_model": {"name": base}}, {}, None, ""))
     check_card(recipe, f"---\n{metadata}\n---\n")
 
 
-def with_base_license(api: HfApi, recipe: Recipe, base: Mapping[str, Any]) -> Recipe:
+def with_base_license(api: HfApi, recipe: Recipe, base: str) -> Recipe:
     """The recipe with the licence that the base's own card states, where neither recipe nor base's name tells one.
 
     Args:
         api: of the Hub.
         recipe: with the section `hub` to publish by.
-        base: its `name`, and what else the run recorded.
+        base: its name on the Hub.
 
     Raises:
         RecipeError: if that licence forbids something about the publication.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
-    if recipe.hub.license or base_license(base["name"]):
+    if recipe.hub.license or base_license(base):
         return recipe
-    with hub_errors_explained(base["name"]), suppress(HfHubHTTPError):  # a base that this token may not see
-        card = api.model_info(base["name"]).card_data
-        if card and isinstance(card.license, str):
-            recipe = dataclasses.replace(recipe, hub=dataclasses.replace(recipe.hub, license=card.license))
-            if faults := list(license_faults(base["name"], recipe.data.path, recipe.hub)):
-                raise RecipeError(faults)
-    return recipe
+    card = None
+    with hub_errors_explained(base), suppress(HfHubHTTPError):  # a base that this token may not see
+        card = api.model_info(base).card_data
+    if card is None or not isinstance(card.license, str):
+        return recipe
+    hub = dataclasses.replace(recipe.hub, license=card.license)
+    if faults := list(license_faults(base, recipe.data.path, hub)):
+        raise RecipeError(faults)
+    return dataclasses.replace(recipe, hub=hub)
 
 
 def check_card(recipe: Recipe, card: str) -> None:

@@ -99,7 +99,7 @@ def push(recipe: Recipe, *, dry_run: bool = False) -> Pushed:
         collect_files(run, published, evidence)  # what is wrong with the adapter is reported before any request
         api = open_hub(str(recipe.hub.repo_id))
         remote = find_remote(api, published, base["name"])
-        published = with_base_license(api, published, base)
+        published = with_base_license(api, published, base["name"])
         with hub_errors_explained(str(base["name"])):
             license_copy = find_license(base, published.hub.license, online=True)
         publication = collect_files(run, published, evidence, license_copy)
