@@ -15,7 +15,7 @@ from pathlib import Path
 
 import alpacare_sft as sft
 from alpacare_sft.errors import AlpacareError, RecipeError, RunError, StoppedError
-from alpacare_sft.runtime import is_main_process, prepared_process
+from alpacare_sft.runtime import is_main_process, local_rank, prepared_process
 
 VERBS = {
     "train": "run a recipe: data, training, adapter; goes on where an unfinished run stopped (the default verb)",
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AlpacareError as error:
         if "--debug" in words:
             traceback.print_exc()
-        if os.environ.get("LOCAL_RANK", "0") == "0" or type(error) is RunError:  # else one message for each process
+        if not local_rank() or type(error) is RunError:  # else one message for each process
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

@@ -185,7 +185,7 @@ def check_devices() -> None:
     import torch
 
     gpus = torch.cuda.device_count()
-    if gpus > 1 and "LOCAL_RANK" not in os.environ:
+    if gpus > 1 and local_rank() is None:
         raise RecipeError(
             f"{gpus} GPUs are visible to one process. Use all: accelerate launch --multi_gpu --num_processes {gpus} "
             "-m alpacare_sft RECIPE; or one: CUDA_VISIBLE_DEVICES=0."
@@ -251,6 +251,12 @@ def peak_memory_bytes(use_cpu: bool = False) -> int:
 def num_processes() -> int:
     """How many processes a launcher started together; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int | None:
+    """Rank of this process on its machine; None without a launcher."""
+    rank = os.environ.get("LOCAL_RANK")
+    return None if rank is None else int(rank)
 
 
 def is_main_process() -> bool:

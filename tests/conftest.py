@@ -18,8 +18,8 @@ os.environ["TQDM_DISABLE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tiny sums gain nothing from threads that spin
 
-from alpacare_sft.data.sources import EMBEDDED_FILES
 from alpacare_sft.recipe.loading import Recipe, load_recipe
+from alpacare_sft.recipe.names import EMBEDDED_FILES
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|start|>{{ message['role'] }}\n\n{{ message['content'] | trim }}"

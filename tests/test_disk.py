@@ -13,8 +13,8 @@ from huggingface_hub import constants
 
 from alpacare_sft.data.prepare import prepare_data
 from alpacare_sft.errors import DataError, RunError
-from alpacare_sft.model.base import told_by_cause
-from alpacare_sft.run.disk import disk_fault
+from alpacare_sft.model.base import loading_errors_explained
+from alpacare_sft.run.directory import disk_fault
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +65,10 @@ def test_what_a_disk_caused_is_no_fault_of_the_rows(
     monkeypatch.setattr("alpacare_sft.data.prepare.load_parts", fail)
     with pytest.raises(RunError, match=r"the disk is full at .*x\.arrow.*HF_DATASETS_CACHE"):
         prepare_data(make_recipe(), tokenizer)
-    with pytest.raises(RunError, match=r"the disk is full .*HF_HUB_CACHE"), told_by_cause("them/model", None):
+    with (
+        pytest.raises(RunError, match=r"the disk is full .*HF_HUB_CACHE"),
+        loading_errors_explained("them/model", None),
+    ):
         raise os_error(errno.ENOSPC, caches / "hub" / "blobs")
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from alpacare_sft.data.prepare import prepare_data
-from alpacare_sft.data.sources import EMBEDDED_FILES
 from alpacare_sft.recipe.loading import Recipe
+from alpacare_sft.recipe.names import EMBEDDED_FILES
 from alpacare_sft.reporting.terminal import split_table
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from alpacare_sft.data.equality import copy_key, is_same_model, question_key
+from alpacare_sft.data.equality import copy_key, question_key
 from alpacare_sft.errors import ModelError, RecipeError
 from alpacare_sft.evaluation.selection import Selection
 from alpacare_sft.model.adapter import other_base
+from alpacare_sft.recipe.names import is_same_name
 
 DECOMPOSED = unicodedata.normalize("NFD", "Où siège la fièvre ?")
 
@@ -72,10 +73,10 @@ def test_texts_that_say_something_else_stay_two(text: str, other: str) -> None:
 
 
 def test_names_of_the_hub_are_compared_without_case() -> None:
-    assert is_same_model("meta-llama/Llama-3.2-1B", "Meta-Llama/llama-3.2-1b")
-    assert is_same_model("gpt2", "GPT2")
-    assert not is_same_model("meta-llama/Llama-3.2-1B", "mirror/Llama-3.2-1B")
-    assert not is_same_model("/models/Base", "/models/base")
+    assert is_same_name("meta-llama/Llama-3.2-1B", "Meta-Llama/llama-3.2-1b")
+    assert is_same_name("gpt2", "GPT2")
+    assert not is_same_name("meta-llama/Llama-3.2-1B", "mirror/Llama-3.2-1B")
+    assert not is_same_name("/models/Base", "/models/base")
 
 
 def test_directories_are_compared_by_where_they_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,11 +84,11 @@ def test_directories_are_compared_by_where_they_lead(tmp_path: Path, monkeypatch
     (tmp_path / "Base").mkdir(exist_ok=True)
     (tmp_path / "link").symlink_to(tmp_path / "base")
     monkeypatch.chdir(tmp_path)
-    assert is_same_model("base", str(tmp_path / "base"))
-    assert is_same_model("./link", "base")
-    assert not is_same_model("base", "org/base")
+    assert is_same_name("base", str(tmp_path / "base"))
+    assert is_same_name("./link", "base")
+    assert not is_same_name("base", "org/base")
     if not (tmp_path / "base").samefile(tmp_path / "Base"):
-        assert not is_same_model(str(tmp_path / "base"), str(tmp_path / "Base"))
+        assert not is_same_name(str(tmp_path / "base"), str(tmp_path / "Base"))
 
 
 def adapter_of(folder: Path, base: str | None) -> Path:

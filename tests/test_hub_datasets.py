@@ -14,13 +14,14 @@ import pytest
 import yaml
 from datasets import Dataset
 
-from alpacare_sft.data.hub import describe_unused, pin_commits
+from alpacare_sft.data.hub import describe_unused
 from alpacare_sft.data.load import LoadedRows
 from alpacare_sft.data.prepare import prepare_data
 from alpacare_sft.data.publisher_splits import clean_parts, load_parts, split_parts
 from alpacare_sft.errors import DataError
 from alpacare_sft.recipe.document import dump_yaml
 from alpacare_sft.recipe.loading import load_recipe
+from alpacare_sft.recipe.names import pin_commits
 from alpacare_sft.recipe.resolved import recipe_differences, recipe_document
 from alpacare_sft.recipe.sections import CleanSection, DataSection, HubDataset, SplitsSection
 from alpacare_sft.run.directory import RunDirectory

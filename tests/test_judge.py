@@ -17,10 +17,8 @@ from alpacare_sft.errors import RecipeError, RunError
 from alpacare_sft.recipe.loading import Recipe
 from alpacare_sft.recipe.resolved import recipe_sha256
 from alpacare_sft.recipe.sections import JudgeSection
-from alpacare_sft.review import endpoint
-from alpacare_sft.review.endpoint import check_judge
-from alpacare_sft.review.judge import judge_answers
-from alpacare_sft.review.showing import show_judge
+from alpacare_sft.review import judge as judges
+from alpacare_sft.review.judge import check_judge, judge_answers, show_judge
 
 KEY = "secret-of-this-test"
 USAGE = {"prompt_tokens": 100, "completion_tokens": 7}
@@ -65,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(endpoint, "BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr(judges, "BACKOFF_SECONDS", 0.0)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with Server(("127.0.0.1", 0), Handler) as running:
@@ -191,10 +189,12 @@ def test_what_was_answered_is_not_asked_again(server: Server, tmp_path: Path) ->
 
 
 def test_a_stop_loses_no_reply(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(session: Any, section: JudgeSection, content: str) -> endpoint.Reply:
+    ask_judge = judges.ask_judge
+
+    def interrupt(session: Any, section: JudgeSection, content: str) -> judges.Reply:
         if len(server.asked) == 5:
             raise KeyboardInterrupt
-        return endpoint.ask_judge(session, section, content)
+        return ask_judge(session, section, content)
 
     monkeypatch.setattr("alpacare_sft.review.judge.ask_judge", interrupt)
     with pytest.raises(KeyboardInterrupt):

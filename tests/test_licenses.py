@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from alpacare_sft.hub.preflight import with_base_license
+from alpacare_sft.recipe.loading import Recipe
 from alpacare_sft.recipe.sections import HubSection
 from alpacare_sft.reporting.licenses import (
     HUB_LICENSES,
@@ -130,6 +136,25 @@ def test_notice_and_line_to_display_are_those_of_the_licence(stated: str) -> Non
     assert known and (known.notice, known.built_with) == ASKED[stated]
     named = base_license(f"me/{stated.replace('llama', 'Llama-')}-x")
     assert named == known
+
+
+@pytest.mark.parametrize(
+    ("base", "stated", "on_its_card", "expected"),
+    [
+        ("Qwen/Qwen3-0.6B", None, "apache-2.0", "apache-2.0"),
+        ("meta-llama/Llama-Guard-3-8B", None, "llama3.1", "llama3.1"),
+        ("Qwen/Qwen3-0.6B", "other", "apache-2.0", "other"),
+        ("Qwen/Qwen3-0.6B", None, None, None),
+        (LLAMA, None, "mit", None),  # what Meta's terms say of it needs no card
+    ],
+)
+def test_a_licence_is_that_on_the_card_of_the_base(
+    base: str, stated: str | None, on_its_card: str | None, expected: str | None, make_recipe: Callable[..., Recipe]
+) -> None:
+    card = SimpleNamespace(license=on_its_card)
+    hub: Any = SimpleNamespace(model_info=lambda name: SimpleNamespace(card_data=card))
+    recipe = make_recipe("--hub.repo_id", "me/Llama-x", *(["--hub.license", stated] if stated else []))
+    assert with_base_license(hub, recipe, base).hub.license == expected
 
 
 def test_a_licence_that_is_stated_does_not_make_a_llama() -> None:

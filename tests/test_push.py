@@ -22,10 +22,9 @@ from alpacare_sft.cli import main
 from alpacare_sft.errors import RecipeError, RunError
 from alpacare_sft.hub.files import _recipe_text
 from alpacare_sft.hub.preflight import find_license
-from alpacare_sft.model.adapter import adapter_sha256
 from alpacare_sft.recipe.resolved import recipe_sha256, recipe_yaml
 from alpacare_sft.reporting.evidence import pinned_recipe
-from alpacare_sft.run.directory import RunDirectory, file_sha256
+from alpacare_sft.run.directory import RunDirectory, adapter_sha256, file_sha256
 from tests.conftest import tiny_document
 from tests.hub_server import Refusal, Repository, serve
 from tests.hub_writing import Account, WritableHub, WritingHandler

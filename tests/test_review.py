@@ -16,10 +16,9 @@ import pytest
 from alpacare_sft.cli import main
 from alpacare_sft.errors import DataError, RunError
 from alpacare_sft.recipe.loading import Recipe
-from alpacare_sft.review.agreement import krippendorff_alpha
 from alpacare_sft.review.sheets import format_csv, safe_cell, save_review_sheets, whole_cell
-from alpacare_sft.review.showing import show_reviews
-from alpacare_sft.review.summary import review_answers, summarize_reviews
+from alpacare_sft.review.summary import krippendorff_alpha, review_answers, summarize_reviews
+from alpacare_sft.review.terminal import show_reviews
 from alpacare_sft.run.directory import write_text
 
 NOTICE = "Not medical advice."

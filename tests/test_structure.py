@@ -23,6 +23,7 @@ ORDER = [
     "hub.errors",
     "recipe",
     "recipe.sections",
+    "recipe.names",
     "recipe.document",
     "recipe.rules",
     "recipe.upstream",
@@ -34,7 +35,6 @@ ORDER = [
     "recipe.reference",
     "recipe.options",
     "run",
-    "run.disk",
     "run.directory",
     "run.json_lines",
     "run.record",
@@ -51,6 +51,7 @@ ORDER = [
     "training",
     "training.checks",
     "model.prompt",
+    "model.embedded",
     "model.base",
     "data.whitespace",
     "data.characters",
@@ -89,10 +90,8 @@ ORDER = [
     "review",
     "review.sheets",
     "review.reading",
-    "review.agreement",
-    "review.showing",
+    "review.terminal",
     "review.summary",
-    "review.endpoint",
     "review.judge",
     "evaluation.selection",
     "evaluation.answering",
@@ -105,7 +104,6 @@ ORDER = [
     "evaluation.ask",
     "hub.files",
     "hub.preflight",
-    "hub.showing",
     "hub.push",
     "cli",
     "__main__",
@@ -206,6 +204,27 @@ def test_a_light_module_imports_no_heavy_one(module: str) -> None:
         seen.add(name)
         waiting += sorted(ours(name, inside_functions=False) - seen)
     assert sorted(seen & set(LOADS_AT_IMPORT)) == []
+
+
+# What a light verb must not import, not even inside its functions: names of modules, or of whole rooms.
+MUST_NOT_IMPORT = {
+    "evaluation.ask": {"data", "training", "review", "reporting", "hub.files", "hub.preflight", "hub.push"},
+    "hub.push": {"data", "training", "review", "model.base", "model.embedded", "model.adapter", "model.cpu_layout"},
+}
+
+
+@pytest.mark.parametrize("module", MUST_NOT_IMPORT)
+def test_a_light_verb_does_not_import_the_other_stages(module: str) -> None:
+    seen, waiting = set(), [module]
+    while waiting:
+        seen.add(name := waiting.pop())
+        waiting += sorted(ours(name) - seen)
+    assert sorted(name for name in seen if {name, name.split(".")[0]} & MUST_NOT_IMPORT[module]) == []
+
+
+def test_the_rank_of_a_process_is_read_in_one_place() -> None:
+    readers = [name for name, path in MODULES.items() if "RANK" in path.read_text(encoding="utf-8")]
+    assert readers == ["runtime"]
 
 
 def test_public_names_are_those_that_load() -> None:

@@ -1,9 +1,8 @@
-"""When two texts count as the same: copies of a row, one question in two spellings, one model by two names."""
+"""When two texts count as the same: copies of a row, one question in two spellings."""
 
 from __future__ import annotations
 
 import unicodedata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,12 +40,3 @@ def question_keys(rows: Dataset) -> list[tuple[str, str]]:
     """Keys of instruction and input of each row."""
     columns = zip(rows["instruction"][:], rows["input"][:], strict=True)
     return [(question_key(instruction), question_key(given or "")) for instruction, given in columns]
-
-
-def is_same_model(name: str, other: str) -> bool:
-    """Whether two names are one: directories by where they lead, repositories of the Hub without case."""
-    places = [Path(one).expanduser() for one in (name, other)]
-    if any(place.is_dir() for place in places):
-        return name == other or places[0].resolve() == places[1].resolve()
-    is_repository = name.count("/") <= 1 and not name.startswith((".", "/", "~"))
-    return name == other or (is_repository and name.casefold() == other.casefold())

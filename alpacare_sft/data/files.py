@@ -15,7 +15,7 @@ from typing import Any
 
 from alpacare_sft.data.delimited import read_table
 from alpacare_sft.data.json_files import read_objects
-from alpacare_sft.errors import DataError
+from alpacare_sft.errors import DataError, first_line
 
 _PACKED = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # zip, gzip, bzip2, xz, zstd
 _MARKS = (  # of UTF-32 first: its mark begins with that of UTF-16
@@ -160,8 +160,3 @@ def _check_unpacked_size(path: Path, metadata: Any, name: str) -> None:
             f"data.path: {path} unpacks to {need / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free in memory. "
             "Split the file."
         )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an upstream message, without its full stop."""
-    return str(error).strip().split("\n")[0].rstrip(".")

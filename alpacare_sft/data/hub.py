@@ -1,32 +1,23 @@
-"""Data sets of the Hub: which entries of `data.path` are some, their rows, and what is wrong with them."""
+"""Data sets of the Hub: their rows, what of them is read, and what is wrong with them."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.data.files import first_line
 from alpacare_sft.data.sources import resolve_sources
-from alpacare_sft.errors import DataError
+from alpacare_sft.errors import DataError, first_line
 from alpacare_sft.hub.errors import hub_fault
-from alpacare_sft.recipe.sections import DataSection, HubDataset
-from alpacare_sft.run.disk import disk_faults_told
+from alpacare_sft.recipe.names import COMMIT
+from alpacare_sft.recipe.sections import HubDataset
+from alpacare_sft.run.directory import disk_errors_explained
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-DataPath = str | HubDataset | Sequence[str | HubDataset]
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _DEFAULT_SPLIT = "train"
-
-
-def path_entries(path: DataPath) -> list[str | HubDataset]:
-    """The entries of `data.path`, one or several."""
-    return [path] if isinstance(path, str | HubDataset) else list(path)
 
 
 def as_hub_dataset(entry: str | HubDataset, revision: str | None) -> HubDataset | None:
@@ -40,29 +31,6 @@ def as_hub_dataset(entry: str | HubDataset, revision: str | None) -> HubDataset 
         DataError: if it looks like a local file and is none.
     """
     return resolve_sources(entry, revision)[0].dataset
-
-
-def hub_datasets(path: DataPath, revision: str | None = None) -> list[HubDataset]:
-    """The data sets of the Hub among the entries of `data.path`; files that are no longer there are none."""
-    datasets = []
-    for entry in path_entries(path):
-        with suppress(DataError):
-            datasets += [dataset] if (dataset := as_hub_dataset(entry, revision)) else []
-    return datasets
-
-
-def pin_commits(data: DataSection, commits: Any) -> DataSection:
-    """A recipe's section with each data set of the Hub named by its commit, as `commit_of` recorded it."""
-    if not commits or not hub_datasets(data.path):
-        return data
-    if isinstance(data.path, str):
-        return dataclasses.replace(data, revision=commits)
-    entries: list[str | HubDataset] = []
-    for entry in path_entries(data.path):
-        datasets = hub_datasets(entry, data.revision)
-        commit = commits.get(datasets[0].path) if datasets and isinstance(commits, dict) else commits
-        entries.append(dataclasses.replace(datasets[0], revision=commit or datasets[0].revision) if datasets else entry)
-    return dataclasses.replace(data, revision=None, path=entries if isinstance(data.path, list) else entries[0])
 
 
 def load_hub(entry: HubDataset) -> tuple[Dataset, dict[str, Any]]:
@@ -81,7 +49,7 @@ def load_hub(entry: HubDataset) -> tuple[Dataset, dict[str, Any]]:
     if "/" not in entry.path:  # `datasets` would take `json` for its own reader of whatever lies in this directory
         raise DataError(_not_found(entry.path))
     split = entry.split or _DEFAULT_SPLIT
-    with disk_faults_told():
+    with disk_errors_explained():
         try:
             # The address of the Hub: else a directory of the same name would be taken for it.
             builder = load_dataset_builder(f"hf://datasets/{entry.path}", entry.name, revision=entry.revision)
@@ -95,7 +63,7 @@ def load_hub(entry: HubDataset) -> tuple[Dataset, dict[str, Any]]:
         sizes = {str(name): int(info.num_examples) for name, info in (builder.info.splits or {}).items()}
         rows = _read_split(builder, entry, split, sizes)
     # `datasets` 5.2 names what it built by its commit, with what else told it apart.
-    commit = _COMMIT.match(builder.hash or "")
+    commit = COMMIT.match(builder.hash or "")
     return rows, {
         "path": entry.path,
         "name": builder.config.name,

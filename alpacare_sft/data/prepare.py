@@ -22,7 +22,7 @@ from alpacare_sft.errors import DataError
 from alpacare_sft.model.base import load_tokenizer
 from alpacare_sft.model.prompt import PromptEncoder, check_encoder
 from alpacare_sft.recipe.sections import ROW_COLUMNS
-from alpacare_sft.run.disk import disk_faults_told
+from alpacare_sft.run.directory import disk_errors_explained
 from alpacare_sft.runtime import prepared_process
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = Non
         ModelError: if the tokenizer cannot be had, or cannot make the prompt that the recipe asks for.
         RunError: if a cache cannot be written.
     """
-    with disk_faults_told():
+    with disk_errors_explained():
         return _prepare(recipe, tokenizer or load_tokenizer(recipe.model))
 
 

@@ -1,21 +1,18 @@
-"""What each entry of `data.path` is: rows of the package, local files or a data set on the Hub; decided here alone."""
+"""What each entry of `data.path` is: rows of the package, local files or a data set on the Hub."""
 
 from __future__ import annotations
 
 import glob
 import os
-import re
 from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from alpacare_sft.errors import DataError
+from alpacare_sft.recipe.names import EMBEDDED_FILES, ENDINGS, is_path
 from alpacare_sft.recipe.sections import HubDataset
 
-ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
-_EMBEDDED = Path(__file__).parent.parent / "embedded"
-EMBEDDED_FILES = {"embedded": _EMBEDDED / "rows.jsonl", "embedded_dirty": _EMBEDDED / "dirty_rows.jsonl"}
 _REMEDIES = {
     ".gz": "Unpack it, and name what was in it",
     ".zip": "Unpack it, and name what was in it",
@@ -73,7 +70,7 @@ def _resolve(entry: str | HubDataset, revision: str | None) -> list[Source]:
         return [Source(str(match), _readable(match)) for match in matches]
     if "://" in entry:
         raise DataError(f"data.path must name files or a data set on the Hub, got the address {entry}. Download it.")
-    if _looks_local(entry):
+    if is_path(entry):
         raise DataError(f"data.path must name existing files, nothing matches {entry!r}. Check the path.")
     return [Source(entry, dataset=HubDataset(path=entry, revision=revision))]
 
@@ -86,11 +83,6 @@ def _matches(path: Path) -> list[Path]:
     pattern = os.path.join(glob.escape(str(literal)), *path.parts[len(literal.parts) :])
     matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
     return [match for match in matches if not ("**" in path.parts and match.is_dir())]
-
-
-def _looks_local(entry: str) -> bool:
-    known = Path(entry).suffix.lower() in ENDINGS
-    return known or not entry.strip() or entry.count("/") > 1 or re.search(r"^[./~]|[*?\[\\]", entry) is not None
 
 
 def _readable(path: Path) -> Path:

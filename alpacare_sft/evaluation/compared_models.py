@@ -8,15 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import runtime
-from alpacare_sft.model.adapter import (
-    adapter_sha256,
-    answer_logits,
-    attach_adapter,
-    find_adapter,
-    merge_adapter,
-    other_base,
-)
+from alpacare_sft.model.adapter import answer_logits, attach_adapter, find_adapter, merge_adapter, other_base
 from alpacare_sft.model.base import context_tokens, load_base_model, load_tokenizer
+from alpacare_sft.run.directory import adapter_sha256
 from alpacare_sft.runtime import say
 
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ from alpacare_sft.model.cpu_layout import fast_cpu_layout
 from alpacare_sft.model.prompt import PromptEncoder
 from alpacare_sft.reporting.card import save_card
 from alpacare_sft.reporting.evaluation_page import save_evaluation_report
-from alpacare_sft.review.endpoint import check_judge
-from alpacare_sft.review.judge import judge_answers
+from alpacare_sft.review.judge import check_judge, judge_answers
 from alpacare_sft.review.sheets import save_review_sheets
 from alpacare_sft.run.directory import RunDirectory, file_sha256, write_json, write_text
 from alpacare_sft.run.json_lines import format_json_lines

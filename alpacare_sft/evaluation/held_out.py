@@ -15,9 +15,9 @@ from alpacare_sft.data.equality import question_key
 from alpacare_sft.data.hub import commit_of
 from alpacare_sft.data.load import load_rows
 from alpacare_sft.data.near_duplicates import find_near_duplicates
-from alpacare_sft.data.sources import EMBEDDED_FILES
 from alpacare_sft.errors import DataError, RunError
 from alpacare_sft.model.prompt import PromptEncoder
+from alpacare_sft.recipe.names import EMBEDDED_FILES
 from alpacare_sft.recipe.sections import ROW_COLUMNS
 from alpacare_sft.run.directory import file_sha256
 from alpacare_sft.runtime import say

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from alpacare_sft.evaluation.generation import CUT
 from alpacare_sft.evaluation.intervals import format_interval
-from alpacare_sft.review.showing import show_judge
+from alpacare_sft.review.judge import show_judge
 
 if TYPE_CHECKING:
     from alpacare_sft.evaluation.evaluate import Evaluation

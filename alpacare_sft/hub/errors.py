@@ -1,4 +1,4 @@
-"""One failure of the Hub, or of the way to it → one message, whoever asked for what."""
+"""One failure of the Hub, or of the way to it → one message, whatever was requested."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def hub_fault(
         error: what the client raised, or what was raised from it.
         name: of the repository.
         kind: `model`, `adapter` or `data set`.
-        revision: that was asked for.
+        revision: that was requested.
         writes: whether the repository is one to write to.
     """
     from huggingface_hub import errors as hub
@@ -97,10 +97,10 @@ def _status_fault(refusal: HfHubHTTPError, name: str, page: str, writes: bool) -
 
 def hub_sentence(text: str | None) -> str:
     """What the Hub says itself, for the end of a message; empty if it says nothing."""
-    return f"The Hub says: {line}." if (line := _one_line(text or "")) else ""
+    return f"The Hub says: {line}." if (line := _shortened(text or "")) else ""
 
 
-def _one_line(text: str) -> str:
+def _shortened(text: str) -> str:
     """A text of others, short and without tokens."""
     from huggingface_hub import get_token
 
@@ -128,7 +128,7 @@ def hub_errors_explained(repo_id: str, state: str = "") -> Iterator[None]:
         if message is None and not isinstance(error, RuntimeError | ValueError):
             raise
         if message is None:  # what the client and its transfer library raise for the rest
-            message = f"the client gave up: {_one_line(first_line(error))}. Run it again."
+            message = f"the client gave up: {_shortened(first_line(error))}. Run it again."
         raise RunError(f"hub: {message} {_state(error, state)}.") from error
 
 

@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.data.hub import hub_datasets
-from alpacare_sft.data.sources import EMBEDDED_FILES
 from alpacare_sft.errors import RunError
-from alpacare_sft.model.adapter import has_effect
 from alpacare_sft.recipe.document import dump_yaml
+from alpacare_sft.recipe.names import EMBEDDED_FILES, hub_datasets, path_entries
 from alpacare_sft.recipe.resolved import recipe_document
 from alpacare_sft.reporting.card import format_card
 from alpacare_sft.reporting.evidence import Evidence, pinned_recipe
 from alpacare_sft.reporting.licenses import base_license
-from alpacare_sft.run.directory import WEIGHTS, RunDirectory, last_name
+from alpacare_sft.run.directory import CONFIG, WEIGHTS, RunDirectory, has_effect, last_name
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe.loading import Recipe
@@ -33,46 +31,25 @@ TOKENIZER = (
 ROWS = ("data/report.html", "eval/predictions.jsonl", "eval/report.html")
 NOTICE = "NOTICE"
 LICENSE = "LICENSE.txt"  # as Meta names it
-ALLOWED = frozenset(
-    {
-        "README.md",
-        "adapter_config.json",
-        WEIGHTS,
-        "recipe.yaml",
-        "run.json",
-        "scores.json",
-        NOTICE,
-        LICENSE,
-        *TOKENIZER,
-        *ROWS,
-    }
-)
-_RECORD = (
-    *(
-        "status",
-        "recipe_sha256",
-        "data_sha256",
-        "data_commit",
-        "versions",
-        "earlier_versions",
-        "git_commit",
-        "hardware",
-        "precision",
-    ),
-    *("seed", "base_model", "end_token_ids", "rows", "tokens", "parameters", "train", "seconds"),
-)
-_SCORES = (
-    *("n", "source", "limit", "complete", "rows", "metrics", "verdict", "intervals", "near_duplicates", "model"),
-    *("beyond_context", "unseen"),
-    *("generate", "seed", "seconds", "versions", "recipe_sha256", "data_sha256", "hardware", "notice"),
-    "versions_since_training",
-)
+ALLOWED = frozenset({"README.md", CONFIG, WEIGHTS, "recipe.yaml", "run.json", "scores.json", NOTICE, LICENSE})
+ALLOWED |= {*TOKENIZER, *ROWS}
+# Keys of run.json and of scores.json that are published.
+_RECORD = """
+status recipe_sha256 data_sha256 data_commit versions earlier_versions git_commit hardware precision seed base_model
+end_token_ids rows tokens parameters train seconds
+"""
+_SCORES = """
+n source limit complete rows metrics verdict intervals near_duplicates model beyond_context unseen generate seed seconds
+versions recipe_sha256 data_sha256 hardware notice versions_since_training
+"""
 _REASONS = {
     "checkpoints": "only needed to go on with the training",
     "data": "text of rows (hub.include_rows publishes data/report.html)",
     "eval": "text of rows (hub.include_rows publishes eval/report.html and eval/predictions.jsonl)",
     "training.html": "the model card has its numbers",
 }
+_NOT_LISTED = "not on the list of files to publish"
+_OF_THIS_MACHINE = ("name_or_path", "tokenizer_file", "local_files_only")  # in tokenizer_config.json
 # Keys of `train` that name projects, accounts and servers of whoever trained; none alters the adapter.
 _PRIVATE = re.compile(r"run_name|project|report_to|(trackio|hub)_.*")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
@@ -95,6 +72,11 @@ class Publication:
     def card(self) -> str:
         """The text of README.md."""
         return self.read("README.md").decode()
+
+    @property
+    def lacks_license(self) -> bool:
+        """Whether the text of a licence that asks to come with an adapter is not among the files."""
+        return NOTICE in self.files and LICENSE not in self.files
 
     def read(self, name: str) -> bytes:
         """The content of a file."""
@@ -120,29 +102,31 @@ def collect_files(
     if not (run.adapter / "tokenizer_config.json").is_file():
         raise RunError(f"{run.adapter} holds no tokenizer. Train it again: alpacare-sft train RECIPE --overwrite.")
     base = without_places(evidence.record["base_model"])
-    evidence = dataclasses.replace(evidence, record={**evidence.record, "base_model": base})
-    known = base_license(evidence.record["base_model"]["name"], recipe.hub.license)
+    record = {**evidence.record, "base_model": base}
+    evidence = dataclasses.replace(evidence, record=record)
+    config = json.loads((run.adapter / CONFIG).read_text(encoding="utf-8"))
+    config |= {"base_model_name_or_path": base["name"], "revision": base["revision"]}
+    tokenizer = json.loads((run.adapter / "tokenizer_config.json").read_text(encoding="utf-8"))
     files: dict[str, bytes | Path] = {
         "README.md": format_card(recipe, evidence).encode(),
-        "adapter_config.json": _adapter_config(run, evidence.record),
+        CONFIG: _json(without_places(config)),
         WEIGHTS: run.adapter / WEIGHTS,
-        "recipe.yaml": _recipe_text(pinned_recipe(recipe, evidence.record)).encode(),
-        "run.json": _json(without_places({key: evidence.record[key] for key in _RECORD if key in evidence.record})),
+        "recipe.yaml": _recipe_text(pinned_recipe(recipe, record)).encode(),
+        "run.json": _json(without_places({key: record[key] for key in _RECORD.split() if key in record})),
+        **{name: run.adapter / name for name in TOKENIZER if (run.adapter / name).is_file()},
+        "tokenizer_config.json": _json({key: tokenizer[key] for key in tokenizer if key not in _OF_THIS_MACHINE}),
     }
-    for name in TOKENIZER:
-        path = run.adapter / name
-        if path.is_file():
-            files[name] = _json(_tokenizer_config(path)) if name == "tokenizer_config.json" else path
-    if evidence.scores:
-        files["scores.json"] = _json(
-            without_places({key: evidence.scores[key] for key in _SCORES if key in evidence.scores})
-        )
+    if scores := evidence.scores:
+        files["scores.json"] = _json(without_places({key: scores[key] for key in _SCORES.split() if key in scores}))
+    known = base_license(base["name"], recipe.hub.license)
     if known and known.notice:
         files[NOTICE] = f"{known.notice}\n\nThe licence: {known.page}\n".encode()
         if license_copy:
             files[LICENSE] = license_copy
     if recipe.hub.include_rows:
-        files |= {name: run.path / name for name in ROWS if (run.path / name).is_file() and _is_own(name, evidence)}
+        # answers of another adapter are not published with this one
+        own = [name for name in ROWS if evidence.scores is not None or not name.startswith("eval/")]
+        files |= {name: run.path / name for name in own if (run.path / name).is_file()}
     publication = Publication(dict(sorted(files.items())), list(_kept_back(run, files)))
     _check_places(publication, run)
     return publication
@@ -191,54 +175,29 @@ def _recipe_text(recipe: Recipe) -> str:
         document[section] = without_places(document[section])
     document["train"] = {key: value for key, value in document["train"].items() if not _PRIVATE.fullmatch(key)}
     path = document["data"]["path"]
-    names = [_public_entry(entry) for entry in (path if isinstance(path, list) else [path])]
-    document["data"]["path"] = names if isinstance(path, list) else names[0]
+    public = [
+        entry if not isinstance(entry, str) or entry in EMBEDDED_FILES or hub_datasets(entry) else last_name(entry)
+        for entry in path_entries(path)
+    ]
+    document["data"]["path"] = public if isinstance(path, list) else public[0]
     if "judge" in document["evaluate"]:
         document["evaluate"]["judge"] = None
     document["output_dir"] = f"runs/{recipe.output_dir.resolve().name}"
     return dump_yaml(document)
 
 
-def _public_entry(entry: Any) -> Any:
-    """An entry of `data.path` without the folders of a local file."""
-    is_public = not isinstance(entry, str) or entry in EMBEDDED_FILES or hub_datasets(entry)
-    return entry if is_public else last_name(entry)
-
-
-def _adapter_config(run: RunDirectory, record: Mapping[str, Any]) -> bytes:
-    config = json.loads((run.adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    base = record["base_model"]
-    return _json(without_places({**config, "base_model_name_or_path": base["name"], "revision": base["revision"]}))
-
-
-def _tokenizer_config(path: Path) -> dict[str, Any]:
-    config = json.loads(path.read_text(encoding="utf-8"))
-    return {
-        key: value for key, value in config.items() if key not in ("name_or_path", "tokenizer_file", "local_files_only")
-    }
-
-
-def _is_own(name: str, evidence: Evidence) -> bool:
-    """Answers of another adapter are not published with this one."""
-    return evidence.scores is not None or not name.startswith("eval/")
-
-
 def _kept_back(run: RunDirectory, files: Mapping[str, bytes | Path]) -> Iterator[tuple[str, str]]:
     published = {content for content in files.values() if isinstance(content, Path)}
-    remade = {run.adapter / name for name in files} | {run.recipe, run.record}
+    published |= {run.adapter / name for name in files} | {run.recipe, run.record}  # those are made anew
     if "scores.json" in files:
-        remade.add(run.path / "eval" / "scores.json")
+        published.add(run.path / "eval" / "scores.json")
     for top in sorted(path for path in run.path.iterdir() if not path.name.startswith(".")):
-        left = sorted({top, *top.rglob("*")} - published - remade)
-        left = [path for path in left if path.is_file()]
+        left = [path for path in sorted({top, *top.rglob("*")} - published) if path.is_file()]
         if top == run.adapter:
-            yield from ((f"adapter/{path.relative_to(top)}", "not on the list of files to publish") for path in left)
+            yield from ((f"adapter/{path.relative_to(top)}", _NOT_LISTED) for path in left)
         elif left:
-            named = f"{top.name}/" if top.is_dir() else top.name
-            yield (
-                f"{named}{f' ({len(left)} files)' if top.is_dir() else ''}",
-                _REASONS.get(top.name, "not on the list of files to publish"),
-            )
+            name = f"{top.name}/ ({len(left)} files)" if top.is_dir() else top.name
+            yield name, _REASONS.get(top.name, _NOT_LISTED)
 
 
 def _check_places(publication: Publication, run: RunDirectory) -> None:
@@ -251,11 +210,11 @@ def _check_places(publication: Publication, run: RunDirectory) -> None:
         if name == WEIGHTS or name in TOKENIZER[:1]:
             continue
         text = publication.read(name)
-        found = [what for what, secret in hidden.items() if len(secret) > 1 and secret.encode() in text]
-        found += ["a token of the Hub"] if _TOKEN.search(text) else []
-        if found:
+        leaks = [what for what, secret in hidden.items() if len(secret) > 1 and secret.encode() in text]
+        leaks += ["a token of the Hub"] if _TOKEN.search(text) else []
+        if leaks:
             raise RunError(
-                f"{name} would publish {found[0]}. Take it out of the recipe, or set hub.include_rows: false."
+                f"{name} would publish {leaks[0]}. Take it out of the recipe, or set hub.include_rows: false."
             )
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.data.equality import is_same_model
 from alpacare_sft.errors import RecipeError, RunError
 from alpacare_sft.hub.errors import TOKENS, hub_errors_explained, hub_sentence
 from alpacare_sft.hub.files import ALLOWED
-from alpacare_sft.model.base import EMBEDDED, EMBEDDED_NAME
+from alpacare_sft.recipe.names import COMMIT, EMBEDDED, EMBEDDED_NAME, is_path, is_same_name, local_path
 from alpacare_sft.reporting.card import TAG, card_metadata
-from alpacare_sft.reporting.evidence import COMMIT, Evidence
+from alpacare_sft.reporting.evidence import Evidence
 from alpacare_sft.reporting.licenses import base_license, license_faults, spelling_fault
 
 if TYPE_CHECKING:
@@ -27,28 +26,6 @@ if TYPE_CHECKING:
 
 # Meta's repositories on the Hub name a licence by the first (Llama 3.2) or by the second (Llama 3.1 and 3.3).
 LICENSE_NAMES = ("LICENSE.txt", "LICENSE")
-_EMPTY = frozenset({".gitattributes", "README.md"})
-
-
-@dataclass(frozen=True)
-class Remote:
-    """The repository as it is before a push.
-
-    Attributes:
-        commit: that `main` stands for.
-        files: paths of what it holds.
-        private: whether only its owner sees it.
-    """
-
-    commit: str
-    files: frozenset[str]
-    private: bool
-
-
-def base_name(recipe: Recipe) -> str:
-    """The public name of a recipe's base model."""
-    name = recipe.model.model_name_or_path
-    return EMBEDDED_NAME if name == EMBEDDED else name
 
 
 def recipe_faults(recipe: Recipe, base: Mapping[str, str | None] | None = None) -> Iterator[str]:
@@ -65,18 +42,19 @@ def recipe_faults(recipe: Recipe, base: Mapping[str, str | None] | None = None) 
     if not name:
         yield "hub.repo_id must name the repository to publish to, as owner/name. Add --hub.repo_id owner/name."
     else:
-        try:
+        is_valid = False
+        with suppress(HFValidationError):
             validate_repo_id(name)
             is_valid = name.count("/") == 1
-        except HFValidationError:
-            is_valid = False
         if not is_valid:
             yield (
                 f"hub.repo_id must be owner/name, of letters, digits and -_. and at most 96 characters, got {name!r}. "
                 "Correct it."
             )
-    public = base_name(recipe) if base is None else str(base["name"])
-    if _is_local(public, base):
+    public = _base_name(recipe) if base is None else str(base["name"])
+    # what a run recorded tells by its commit; before there is a run, what lies here now
+    is_local = local_path(public) is not None if base is None else not COMMIT.fullmatch(base["revision"] or "")
+    if (is_local or is_path(public)) and public.lower() != EMBEDDED_NAME.lower():
         yield (
             f"model.model_name_or_path must be a model on the Hub, so that others can load the adapter, got {public}. "
             "Train with the base's name on the Hub; files that are in the cache are not downloaded again."
@@ -84,12 +62,9 @@ def recipe_faults(recipe: Recipe, base: Mapping[str, str | None] | None = None) 
     yield from license_faults(public, recipe.data.path, recipe.hub)
 
 
-def _is_local(name: str, base: Mapping[str, str | None] | None) -> bool:
-    if name.lower() == EMBEDDED_NAME.lower():
-        return False
-    if Path(name).expanduser().exists() or name.count("/") > 1 or name.startswith((".", "/", "~")):
-        return True
-    return base is not None and not COMMIT.fullmatch(base["revision"] or "")
+def _base_name(recipe: Recipe) -> str:
+    name = recipe.model.model_name_or_path
+    return EMBEDDED_NAME if name == EMBEDDED else name
 
 
 def check_recipe(recipe: Recipe, base: Mapping[str, str | None] | None = None) -> None:
@@ -110,10 +85,37 @@ def preflight(recipe: Recipe) -> None:
         RunError: if the token may not write there, or the name is taken.
     """
     check_recipe(recipe)
-    api, base = open_hub(str(recipe.hub.repo_id)), base_name(recipe)
+    api, base = open_hub(str(recipe.hub.repo_id)), _base_name(recipe)
     find_remote(api, recipe, base)
+    recipe = with_base_license(api, recipe, base)
     metadata = card_metadata(recipe, Evidence({"base_model": {"name": base}}, {}, None, ""))
     check_card(recipe, f"---\n{metadata}\n---\n")
+
+
+def with_base_license(api: HfApi, recipe: Recipe, base: str) -> Recipe:
+    """The recipe with the licence that the base's own card states, where neither recipe nor base's name tells one.
+
+    Args:
+        api: of the Hub.
+        recipe: with the section `hub` to publish by.
+        base: its name on the Hub.
+
+    Raises:
+        RecipeError: if that licence forbids something about the publication.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if recipe.hub.license or base_license(base):
+        return recipe
+    card = None
+    with hub_errors_explained(base), suppress(HfHubHTTPError):  # a base that this token may not see
+        card = api.model_info(base).card_data
+    if card is None or not isinstance(card.license, str):
+        return recipe
+    hub = dataclasses.replace(recipe.hub, license=card.license)
+    if faults := list(license_faults(base, recipe.data.path, hub)):
+        raise RecipeError(faults)
+    return dataclasses.replace(recipe, hub=hub)
 
 
 def check_card(recipe: Recipe, card: str) -> None:
@@ -172,17 +174,16 @@ def _check_rights(account: Mapping[str, Any], repo_id: str) -> None:
     if token.get("role") == "read":
         raise RunError(f"hub: this token may only read. Make one with the right to write at {TOKENS}.")
     organisations = {str(org["name"]).lower(): org for org in account.get("orgs") or []}
-    if owner.lower() != str(account["name"]).lower():
-        organisation = organisations.get(owner.lower())
-        if organisation is None:
+    account_name, organisation = account["name"], organisations.get(owner.lower(), {})
+    if owner.lower() != str(account_name).lower():
+        if not organisation:
             raise RunError(
-                f"hub.repo_id: {owner} is neither the token's account ({account['name']}) nor one of its "
-                "organisations. "
-                f"Write {account['name']}/{repo_id.partition('/')[2]}, or use a token of {owner}."
+                f"hub.repo_id: {owner} is neither the token's account ({account_name}) nor one of its organisations. "
+                f"Write {account_name}/{repo_id.partition('/')[2]}, or use a token of {owner}."
             )
         if organisation.get("roleInOrg") == "read":
             raise RunError(
-                f"hub.repo_id: {account['name']} may only read in {owner}. Ask for the role `contributor` or `write` "
+                f"hub.repo_id: {account_name} may only read in {owner}. Ask for the role `contributor` or `write` "
                 f"at https://huggingface.co/organizations/{owner}."
             )
     if token.get("role") == "fineGrained" and not _may_write(token.get("fineGrained") or {}, owner, repo_id):
@@ -194,15 +195,12 @@ def _check_rights(account: Mapping[str, Any], repo_id: str) -> None:
 
 def _may_write(rights: Mapping[str, Any], owner: str, repo_id: str) -> bool:
     """Whether a fine-grained token has the right; where the Hub does not say whose, its own answer decides later."""
-    named = {owner.lower(), repo_id.lower()}
-    for scope in rights.get("scoped") or []:
-        name = str((scope.get("entity") or {}).get("name", "")).lower()
-        if "repo.write" in (scope.get("permissions") or []) and (not name or name in named):
-            return True
-    return False
+    named = {owner.lower(), repo_id.lower(), ""}
+    scopes = [scope for scope in rights.get("scoped") or [] if "repo.write" in (scope.get("permissions") or [])]
+    return any(str((scope.get("entity") or {}).get("name", "")).lower() in named for scope in scopes)
 
 
-def find_remote(api: HfApi, recipe: Recipe, base: str) -> Remote | None:
+def find_remote(api: HfApi, recipe: Recipe, base: str) -> ModelInfo | None:
     """The repository as it is, or None if there is none of that name.
 
     Raises:
@@ -219,28 +217,33 @@ def find_remote(api: HfApi, recipe: Recipe, base: str) -> Remote | None:
             if error.response is not None and error.response.status_code == 401:
                 raise
             return None
-    files = frozenset(file.rfilename for file in info.siblings or [])
-    _check_owner(info, files, repo_id, base)
+    _check_owner(info, base)
     if recipe.hub.private and not info.private:
         raise RunError(
             f"hub.private is true and {repo_id} is public. Set hub.private: false to publish there, make it private at "
             f"https://huggingface.co/{repo_id}/settings, or choose another hub.repo_id."
         )
-    return Remote(str(info.sha), files, bool(info.private))
+    return info
 
 
-def _check_owner(info: ModelInfo, files: frozenset[str], repo_id: str, base: str) -> None:
+def files_of(info: ModelInfo) -> frozenset[str]:
+    """Paths of what a repository holds."""
+    return frozenset(file.rfilename for file in info.siblings or [])
+
+
+def _check_owner(info: ModelInfo, base: str) -> None:
     """Refuse to write over what this package did not put there."""
-    if files <= _EMPTY:
+    files, card = files_of(info) - {".gitattributes", "README.md"}, info.card_data
+    if not files:
         return
-    card = info.card_data
     remedy = "Choose another hub.repo_id."
     if card is None or TAG not in (card.tags or []):
-        strange = sorted(files - _EMPTY - ALLOWED) or sorted(files - _EMPTY)
-        raise RunError(f"hub.repo_id: {repo_id} already holds something else ({_some(strange)}). {remedy}")
+        strange = sorted(files - ALLOWED) or sorted(files)
+        named = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
+        raise RunError(f"hub.repo_id: {info.id} already holds something else ({named}). {remedy}")
     theirs = card.base_model[0] if isinstance(card.base_model, list) else card.base_model
-    if not is_same_model(str(theirs), base):
-        raise RunError(f"hub.repo_id: {repo_id} holds an adapter for {theirs}, this one is for {base}. {remedy}")
+    if not is_same_name(str(theirs), base):
+        raise RunError(f"hub.repo_id: {info.id} holds an adapter for {theirs}, this one is for {base}. {remedy}")
 
 
 def find_license(base: Mapping[str, str | None], stated: str | None, *, online: bool) -> Path | None:
@@ -271,7 +274,3 @@ def find_license(base: Mapping[str, str | None], stated: str | None, *, online: 
             except HfHubHTTPError:  # a look-alike of the base without one, or a licence not accepted by this account
                 continue
     return None
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -1,28 +1,38 @@
-"""A trained adapter → its repository on the Hub: checked, in one commit, private unless asked otherwise."""
+"""A trained adapter → its repository on the Hub: checked, in one commit, private unless the recipe says otherwise."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markdown import Markdown
+from rich.markup import escape
+from rich.panel import Panel
+from rich.syntax import Syntax
+from rich.tree import Tree
 
 from alpacare_sft.errors import RunError
 from alpacare_sft.hub.errors import hub_errors_explained
-from alpacare_sft.hub.files import ALLOWED, LICENSE, NOTICE, Publication, collect_files
+from alpacare_sft.hub.files import ALLOWED, LICENSE, Publication, collect_files
 from alpacare_sft.hub.preflight import (
     LICENSE_NAMES,
-    Remote,
     check_card,
     check_recipe,
+    files_of,
     find_license,
     find_remote,
     open_hub,
     recipe_faults,
+    with_base_license,
 )
-from alpacare_sft.hub.showing import show_publication
-from alpacare_sft.reporting.card import save_card
-from alpacare_sft.reporting.evidence import published_recipe, read_evidence
+from alpacare_sft.reporting.card import PLACEHOLDER, save_card
+from alpacare_sft.reporting.evidence import Evidence, published_recipe, read_evidence
 from alpacare_sft.reporting.licenses import base_license, unlisted_license
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.run.record import version_changes
@@ -31,6 +41,7 @@ from alpacare_sft.runtime import prepared_process, say
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import ModelInfo
 
     from alpacare_sft.recipe.loading import Recipe
 
@@ -74,72 +85,72 @@ def push(recipe: Recipe, *, dry_run: bool = False) -> Pushed:
     """
     run = RunDirectory(recipe.output_dir)
     trained = trained_recipe(run)
-    if dry_run:
+    with nullcontext() if dry_run else run.lock():
         evidence = read_evidence(run)
         published = published_recipe(trained, recipe, evidence)
         base = evidence.record["base_model"]
-        license_copy = find_license(base, recipe.hub.license, online=False)
-        publication = collect_files(run, published, evidence, license_copy)
-        faults = [*recipe_faults(published, base), *unlisted_license(published.hub)]
-        show_publication(published, publication, faults, evidence.no_scores)
-        return Pushed(recipe.hub.repo_id, None, False, tuple(publication.files), publication.card)
-    with run.lock():
-        evidence = read_evidence(run)
-        published = published_recipe(trained, recipe, evidence)
-        base = evidence.record["base_model"]
+        if dry_run:
+            license_copy = find_license(base, recipe.hub.license, online=False)
+            publication = collect_files(run, published, evidence, license_copy)
+            faults = [*recipe_faults(published, base), *unlisted_license(published.hub)]
+            show_publication(published, publication, faults, evidence.no_scores)
+            return Pushed(recipe.hub.repo_id, None, False, tuple(publication.files), publication.card)
         check_recipe(published, base)
-        collect_files(run, published, evidence)  # what is wrong with the adapter is told before the Hub is asked
+        collect_files(run, published, evidence)  # what is wrong with the adapter is reported before any request
         api = open_hub(str(recipe.hub.repo_id))
         remote = find_remote(api, published, base["name"])
+        published = with_base_license(api, published, base["name"])
         with hub_errors_explained(str(base["name"])):
-            license_copy = find_license(base, recipe.hub.license, online=True)
+            license_copy = find_license(base, published.hub.license, online=True)
         publication = collect_files(run, published, evidence, license_copy)
         check_card(published, publication.card)
-        _tell_missing(published, publication, remote, base["name"])
-        if evidence.no_scores:
-            say(f"the model card will say `not evaluated`: {evidence.no_scores}")
+        _report_missing(published, publication, remote, evidence)
         commit, changed = _commit(api, published, publication, remote)
-        _note(run, published, commit)
+        _record_push(run, published, commit)
     return Pushed(recipe.hub.repo_id, commit, changed, tuple(publication.files), publication.card)
 
 
-def _tell_missing(recipe: Recipe, publication: Publication, remote: Remote | None, base: str) -> None:
+def _report_missing(recipe: Recipe, publication: Publication, remote: ModelInfo | None, evidence: Evidence) -> None:
+    base = evidence.record["base_model"]["name"]
     known = base_license(base, recipe.hub.license)
-    if known and _lacks_license(publication) and (remote is None or LICENSE not in remote.files):
+    if known and publication.lacks_license and (remote is None or LICENSE not in files_of(remote)):
         say(
             f"{base} holds no {' or '.join(LICENSE_NAMES)} that this token may read. The {known.title} asks for a copy "
             f"beside the adapter: add it to the repository by hand, as {LICENSE} ({known.page})."
         )
+    if evidence.no_scores:
+        say(f"the model card will say `not evaluated`: {evidence.no_scores}")
 
 
-def _lacks_license(publication: Publication) -> bool:
-    return NOTICE in publication.files and LICENSE not in publication.files
-
-
-def _commit(api: HfApi, recipe: Recipe, publication: Publication, remote: Remote | None) -> tuple[str, bool]:
+def _commit(api: HfApi, recipe: Recipe, publication: Publication, remote: ModelInfo | None) -> tuple[str, bool]:
     """Make one commit of what differs; the commit that `main` stands for, and whether it is a new one."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
     repo_id = str(recipe.hub.repo_id)
     page = f"{api.endpoint}/{repo_id}"
-    state = "was created and is empty" if remote is None else f"is as it was, at commit {remote.commit[:8]}"
-    if remote is None:
-        remote = _create(api, recipe)
+    state = f"is as it was, at commit {str(remote.sha)[:8]}" if remote else "was created and is empty"
+    remote = remote or _create(api, recipe)
+    # those of an earlier push that are no longer published; a licence added by hand stays
+    gone = (ALLOWED & files_of(remote)) - publication.files.keys() - ({LICENSE} if publication.lacks_license else set())
+    added = [CommitOperationAdd(name, content) for name, content in publication.files.items()]
+    scored = "with scores" if "scores.json" in publication.files else "not evaluated"
     with hub_errors_explained(repo_id, f"{repo_id} {state}"):
         made = api.create_commit(  # leaves out what is there already, and makes none of nothing
             repo_id,
-            _operations(publication, remote.files),
-            commit_message=_message(recipe, publication),
-            parent_commit=remote.commit,
+            [*added, *map(CommitOperationDelete, sorted(gone))],
+            commit_message=f"Adapter of recipe {Path(recipe.output_dir).name}, {scored}",
+            parent_commit=remote.sha,
         )
     commit = str(made.oid)
-    if commit == remote.commit:
+    if commit == remote.sha:
         say(f"{page} already holds exactly this, at commit {commit[:8]}: nothing to do.")
         return commit, False
-    seen = "private" if remote.private else "public"
-    say(f"pushed {len(publication.files)} files to {page} ({seen}), commit {commit[:8]}")
+    visibility = "private" if remote.private else "public"
+    say(f"pushed {len(publication.files)} files to {page} ({visibility}), commit {commit[:8]}")
     return commit, True
 
 
-def _create(api: HfApi, recipe: Recipe) -> Remote:
+def _create(api: HfApi, recipe: Recipe) -> ModelInfo:
     repo_id = str(recipe.hub.repo_id)
     with hub_errors_explained(repo_id, f"{repo_id} was not created"):
         api.create_repo(repo_id, private=recipe.hub.private, exist_ok=True)
@@ -150,33 +161,59 @@ def _create(api: HfApi, recipe: Recipe) -> Remote:
             f"hub.private is true, but the Hub made {repo_id} public. It was created and is empty; make it private at "
             f"{api.endpoint}/{repo_id}/settings, then push again."
         )
-    return Remote(str(info.sha), frozenset(), bool(info.private))
+    return info
 
 
-def _operations(publication: Publication, there: frozenset[str]) -> list[Any]:
-    """The files, and those of an earlier push that are no longer published; a licence added by hand stays."""
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-    gone = (ALLOWED & there) - publication.files.keys() - ({LICENSE} if _lacks_license(publication) else set())
-    added = [CommitOperationAdd(name, content) for name, content in publication.files.items()]
-    return [*added, *map(CommitOperationDelete, sorted(gone))]
-
-
-def _message(recipe: Recipe, publication: Publication) -> str:
-    scored = "with scores" if "scores.json" in publication.files else "not evaluated"
-    return f"Adapter of recipe {Path(recipe.output_dir).name}, {scored}"
-
-
-def _note(run: RunDirectory, recipe: Recipe, commit: str) -> None:
+def _record_push(run: RunDirectory, recipe: Recipe, commit: str) -> None:
     """Write down what was pushed; the push is done, whether or not this disk has room for the note."""
-    told = {"repo": recipe.hub.repo_id, "commit": commit, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    pushed = {"repo": recipe.hub.repo_id, "commit": commit}
     record = run.read_record()
-    before = record.get("pushed") or {}
-    if {key: before.get(key) for key in ("repo", "commit")} == {"repo": told["repo"], "commit": commit}:
+    if pushed.items() <= (record.get("pushed") or {}).items():
         return
     changes = version_changes(record)
+    pushed["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     try:
         save_card(run, recipe)
-        run.update_record({"pushed": told | ({"versions_since_training": changes} if changes else {})})
+        run.update_record({"pushed": pushed | ({"versions_since_training": changes} if changes else {})})
     except OSError as error:
         say(f"the push is complete, but {run.record} could not be written: {error.strerror}.")
+
+
+def show_publication(recipe: Recipe, publication: Publication, faults: Sequence[str], no_scores: str) -> None:
+    """Show what a push would publish.
+
+    Args:
+        recipe: with the section `hub`.
+        publication: the files.
+        faults: what stands in the way of the push.
+        no_scores: why the model card has no scores; empty if it has.
+    """
+    console = Console()
+    metadata, _, body = publication.card.removeprefix("---\n").partition("\n---\n")
+    console.print(
+        Panel(Syntax(metadata, "yaml", background_color="default"), title="README.md: metadata", title_align="left")
+    )
+    console.print(Panel(Markdown(body), title="README.md: model card", title_align="left"))
+    console.print(_file_tree(recipe, publication))
+    retained = Tree("stays on this machine")
+    for name, why in publication.kept_back:
+        retained.add(f"{escape(name)}  [dim]{escape(why)}[/dim]")
+    console.print(retained)
+    if no_scores:
+        console.print(f"\nthe model card says `not evaluated`: {no_scores}", markup=False)
+    for fault in faults:
+        console.print(f"\nbefore it can be pushed: {fault}", markup=False)
+    console.print("\ndry run: nothing was sent and nothing was written.")
+
+
+def _file_tree(recipe: Recipe, publication: Publication) -> Tree:
+    """The repository as a push would leave it, with sizes."""
+    visibility = "private" if recipe.hub.private else "public"
+    tree = Tree(f"[bold]{escape(recipe.hub.repo_id or PLACEHOLDER)}[/bold] ({visibility} if it is new)")
+    folders = {"": tree}
+    for name in publication.files:
+        folder, _, last = name.rpartition("/")
+        if folder not in folders:
+            folders[folder] = tree.add(f"{folder}/")
+        folders[folder].add(f"{escape(last)}  [dim]{decimal(len(publication.read(name)))}[/dim]")
+    return tree

@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.data.equality import is_same_model
 from alpacare_sft.errors import ModelError, RunError, first_line
-from alpacare_sft.model.base import told_by_cause
-from alpacare_sft.run.directory import WEIGHTS, RunDirectory, new_directory
-from alpacare_sft.training.checkpoints import STATE
+from alpacare_sft.model.base import loading_errors_explained
+from alpacare_sft.recipe.names import is_path, is_same_name, local_path
+from alpacare_sft.run.directory import CONFIG, WEIGHTS, RunDirectory, has_effect, new_directory
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,9 +21,8 @@ if TYPE_CHECKING:
 
     from alpacare_sft.training.trainer import AnswerSFTTrainer
 
-CONFIG = "adapter_config.json"
-CHECKED_ROWS = 4
-CHECKED_TOKENS = 64
+# What merging changes is looked at on these: enough positions to see rounding, a second of work.
+CHECKED_ROWS, CHECKED_TOKENS = 4, 64
 
 
 def check_adapter(model: nn.Module) -> dict[str, int]:
@@ -53,11 +51,6 @@ def check_adapter(model: nn.Module) -> dict[str, int]:
     return {"trainable": trainable, "total": total}
 
 
-def has_effect(name: str) -> bool:
-    """Whether a LoRA weight changes the model's output by itself; the first matrix of a product does not."""
-    return "lora_A" not in name and "lora_embedding_A" not in name
-
-
 def trainable_digests(model: nn.Module) -> dict[str, str]:
     """Name → hash of each float32 parameter that is trained, to tell later which have changed."""
     return {
@@ -83,6 +76,8 @@ def save_adapter(
     Raises:
         RunError: if what was written differs, or learnt nothing; the weights stay where they were written.
     """
+    from transformers.trainer import TRAINER_STATE_NAME
+
     model = trainer.accelerator.unwrap_model(trainer.model)
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = identity["name"], identity["revision"]
@@ -90,7 +85,7 @@ def save_adapter(
         model.save_pretrained(folder, save_embedding_layers=False)
         trainer.processing_class.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # upstream's empty card
-        trainer.state.save_to_json(str(folder / STATE))
+        trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))
     fault = _difference_on_disk(model, run.unchecked_adapter / WEIGHTS)
     if trainer.state.global_step > 0 and not _learnt(model, untrained):
         fault = fault or "the adapter learnt nothing: no weight that has an effect changed. Check train.learning_rate."
@@ -106,26 +101,19 @@ def _difference_on_disk(model: Any, path: Path) -> str | None:
     from safetensors.torch import load_file
 
     written, memory = load_file(path), get_peft_model_state_dict(model, save_embedding_layers=False)
-    differ = [name for name in {*written, *memory} if name not in written or name not in memory]
-    differ += [name for name in {*written} & {*memory} if not torch.equal(written[name], memory[name].cpu())]
-    return (
-        f"{len(differ)} tensors of the adapter differ on disk, such as {min(differ)}. Check the disk."
-        if differ
-        else None
-    )
+    differ = [
+        name
+        for name in {*written, *memory}
+        if name not in written or name not in memory or not torch.equal(written[name], memory[name].cpu())
+    ]
+    if not differ:
+        return None
+    return f"{len(differ)} tensors of the adapter differ on disk, such as {min(differ)}. Check the disk."
 
 
 def _learnt(model: nn.Module, untrained: Mapping[str, str]) -> bool:
     now = trainable_digests(model)
     return any(has_effect(name) and digest != untrained[name] for name, digest in now.items())
-
-
-def adapter_sha256(folder: Path) -> str:
-    """Hash of an adapter: its weights, and its config, which says how strongly they count."""
-    found = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS):
-        found.update((folder / name).read_bytes())
-    return found.hexdigest()
 
 
 def find_adapter(adapter: str) -> Path:
@@ -136,11 +124,11 @@ def find_adapter(adapter: str) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    folder = Path(adapter).expanduser()
-    if not folder.is_dir():
-        if adapter.startswith((".", "/", "~")) or adapter.count("/") != 1:
+    folder = local_path(adapter)
+    if folder is None or not folder.is_dir():
+        if is_path(adapter) or "/" not in adapter:
             raise ModelError(f"--adapter: {adapter} is neither a directory nor the name of a repository (owner/name).")
-        with told_by_cause(adapter, "main", "--adapter"):
+        with loading_errors_explained(adapter, "main", "--adapter"):
             folder = Path(snapshot_download(adapter, allow_patterns=["adapter_*"]))
     if not all((folder / name).exists() for name in (CONFIG, WEIGHTS)):
         raise ModelError(
@@ -220,7 +208,7 @@ def other_base(adapter: str, folder: Path, base_name: str, same_base: bool) -> s
         ModelError: if it names another base, and `same_base` does not say that it is the same.
     """
     named = _read_config(folder).get("base_model_name_or_path")
-    if not named or is_same_model(str(named), base_name):
+    if not named or is_same_name(str(named), base_name):
         return None
     if not same_base:
         raise ModelError(
@@ -235,7 +223,7 @@ def merge_adapter(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Add an adapter to the weights of its base, in place, and compare before with after.
 
-    In 16-bit weights a small change is rounded. What that loses is told beside what the adapter does, since
+    In 16-bit weights a small change is rounded. What that loses is reported beside what the adapter does, since
     an adapter that was rounded away altogether would still leave most of the likeliest tokens as they were.
 
     Args:
@@ -253,13 +241,12 @@ def merge_adapter(
     merged = attached.merge_and_unload().eval()
     after = answer_logits(merged, rows)
     done, lost = before - base, after - before
-    found = {
+    return merged, {
         "positions": len(before),
         "same_token_share": float((after.argmax(-1) == before.argmax(-1)).float().mean()),
         "largest_logit_difference": _number(lost.abs().max()),
         "lost_share": _number(lost.norm() / done.norm()) if done.any() else 0.0,
     }
-    return merged, found
 
 
 def _number(value: Tensor) -> float | None:
@@ -270,15 +257,11 @@ def answer_logits(model: Any, rows: Sequence[Mapping[str, Any]]) -> Tensor:
     """Logits that the first tokens of the first few references are predicted by, float32 on the CPU, shape (N, V)."""
     import torch
 
-    return torch.cat([_logits_of_row(model, row) for row in rows[:CHECKED_ROWS]])
-
-
-def _logits_of_row(model: Any, row: Mapping[str, Any]) -> Tensor:
-    import torch
-
-    length = row["prompt_tokens"] + CHECKED_TOKENS
-    ids = torch.tensor([row["input_ids"][:length]], device=model.device)
-    keep = ids.shape[1] - row["prompt_tokens"] + 1
-    with torch.inference_mode():
-        logits: Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[0, :-1].float().cpu()
-    return logits
+    logits: list[Tensor] = []
+    for row in rows[:CHECKED_ROWS]:
+        ids = torch.tensor([row["input_ids"][: row["prompt_tokens"] + CHECKED_TOKENS]], device=model.device)
+        positions = ids.shape[1] - row["prompt_tokens"] + 1
+        with torch.inference_mode():
+            predicted = model(input_ids=ids, use_cache=False, logits_to_keep=positions).logits
+        logits.append(predicted[0, :-1].float().cpu())
+    return torch.cat(logits)

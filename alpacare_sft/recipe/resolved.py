@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from alpacare_sft.errors import RecipeError
@@ -15,6 +14,7 @@ from alpacare_sft.recipe import rules
 from alpacare_sft.recipe.document import dump_yaml
 from alpacare_sft.recipe.keys import SECTIONS, is_known_key, known_keys, nested_keys, section_types
 from alpacare_sft.recipe.loading import Recipe
+from alpacare_sft.recipe.names import is_same_name
 from alpacare_sft.recipe.values import plain_value
 
 # The sections that have a say in the trained weights, in the order of a recipe.
@@ -135,8 +135,8 @@ def recipe_differences(before: Recipe, after: Recipe) -> list[str]:
 
 def _is_same(key: str, old: Any, new: Any) -> bool:
     """Whether two values are one; the Hub takes letter case in a name for no difference, a file system may."""
-    if key in HUB_NAMES and all(isinstance(name, str) and not Path(name).expanduser().exists() for name in (old, new)):
-        return bool(old.casefold() == new.casefold())
+    if key in HUB_NAMES and isinstance(old, str) and isinstance(new, str):
+        return is_same_name(old, new)
     return bool(old == new)
 
 

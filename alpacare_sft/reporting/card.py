@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import __version__
-from alpacare_sft.data.hub import DataPath, hub_datasets, path_entries
-from alpacare_sft.data.sources import EMBEDDED_FILES
-from alpacare_sft.model.base import EMBEDDED, EMBEDDED_NAME
 from alpacare_sft.model.prompt import format_sections
-from alpacare_sft.reporting.evidence import COMMIT, Evidence, pinned_recipe, read_evidence
+from alpacare_sft.recipe.names import (
+    COMMIT,
+    EMBEDDED,
+    EMBEDDED_FILES,
+    EMBEDDED_NAME,
+    DataPath,
+    hub_datasets,
+    path_entries,
+)
+from alpacare_sft.reporting.evidence import Evidence, pinned_recipe, read_evidence
 from alpacare_sft.reporting.licenses import adapter_license, base_license, data_license
 from alpacare_sft.reporting.pages import SPLITS, STEPS, cleaning_notes, looked_at
 from alpacare_sft.run.directory import RunDirectory, last_name, write_text

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.data.hub import pin_commits
-from alpacare_sft.model.adapter import adapter_sha256
-from alpacare_sft.run.directory import RunDirectory, file_sha256
+from alpacare_sft.recipe.names import COMMIT, pin_commits
+from alpacare_sft.run.directory import RunDirectory, adapter_sha256, file_sha256
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe.loading import Recipe
-
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)

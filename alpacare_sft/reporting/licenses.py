@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from alpacare_sft.data.hub import DataPath, path_entries
-from alpacare_sft.data.sources import EMBEDDED_FILES
-from alpacare_sft.model.base import EMBEDDED_NAME
+from alpacare_sft.recipe.names import EMBEDDED_FILES, EMBEDDED_NAME, DataPath, path_entries
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe.sections import HubSection
@@ -145,34 +143,24 @@ def base_license(name: str, stated: str | None = None) -> BaseLicense | None:
     """
     if name.lower() == EMBEDDED_NAME.lower():
         return BaseLicense("apache-2.0", "Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0")
-    version = _llama_version(name)
+    of_meta = "" if _NOT_OF_META.search(name) else name
+    of_family = (version for family, version in _FAMILIES.items() if re.search(family, of_meta, re.IGNORECASE))
+    match = _LLAMA.search(of_meta)
+    version = next(of_family, match[1].replace("_", ".") if match else None)
     if version is None and (match := _LLAMA_ID.fullmatch(stated or "")):
         version = match[1]
-    return None if version is None else _llama_license(version)
-
-
-def _llama_version(name: str) -> str | None:
-    if _NOT_OF_META.search(name):
+    if version is None:
         return None
-    for family, version in _FAMILIES.items():
-        if re.search(family, name, re.IGNORECASE):
-            return version
-    match = _LLAMA.search(name)
-    return match[1].replace("_", ".") if match else None
-
-
-def _llama_license(version: str) -> BaseLicense:
     if version == "2":  # asks for no name and no line to display
         notice = f"Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) {_META}"
         return BaseLicense("llama2", "Llama 2 Community License", "https://ai.meta.com/llama/license/", notice=notice)
     full = "Meta Llama 3" if version == "3" else f"Llama {version}"
-    title = f"{full} Community License"
     return BaseLicense(
         f"llama{version}",
-        title,
+        f"{full} Community License",
         f"https://www.llama.com/llama{version.replace('.', '_')}/license/",
         name_prefix="Llama-3" if version == "3" else "Llama",
-        notice=f"{full} is licensed under the {title}, Copyright © {_META}",
+        notice=f"{full} is licensed under the {full} Community License, Copyright © {_META}",
         built_with="Built with Meta Llama 3" if version == "3" else "Built with Llama",
     )
 
@@ -182,10 +170,9 @@ def data_license(path: DataPath, hub: HubSection) -> DataLicense:
     if hub.data_license:
         return DataLicense(hub.data_license, "As the recipe states it (`hub.data_license`).")
     names = [entry if isinstance(entry, str) else entry.path for entry in path_entries(path)]
-    known = [KNOWN_DATA.get(name.lower()) for name in names]
-    if known and all(known) and len({license.id for license in known if license}) == 1:
-        return next(license for license in known if license)
-    return DataLicense(None, "The licence of the data is not stated.")
+    unknown = DataLicense(None, "The licence of the data is not stated.")
+    licenses = [KNOWN_DATA.get(name.lower(), unknown) for name in names]
+    return licenses[0] if len({license.id for license in licenses}) == 1 else unknown
 
 
 def adapter_license(base: str, hub: HubSection) -> str | None:
@@ -216,9 +203,8 @@ def license_faults(base: str, path: DataPath, hub: HubSection) -> Iterator[str]:
             "--hub.license apache-2.0."
         )
     rows = data_license(path, hub)
-    if (
-        hub.data_license and hub.data_license not in HUB_LICENSES
-    ):  # whether it forbids something is read in its spelling
+    # whether it forbids something is read in its spelling
+    if hub.data_license and hub.data_license not in HUB_LICENSES:
         yield spelling_fault("data_license", hub)
     if rows.id and "-nd" in rows.id.lower():
         yield (

@@ -1,26 +1,37 @@
-"""Pairs of answers put to another model, each reply cached as it comes. One model's opinion, no more."""
+"""The judge: pairs of answers put to a model behind an OpenAI-compatible endpoint, each reply cached as it comes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
+from rich.table import Table
 
-from alpacare_sft.errors import RunError
+from alpacare_sft.errors import RecipeError, RunError
 from alpacare_sft.recipe.sections import JudgeSection
-from alpacare_sft.review.endpoint import Reply, ask_judge, open_session
 from alpacare_sft.run.json_lines import ResponseCache
 
 if TYPE_CHECKING:
     import requests
 
-FAILURES_IN_A_ROW = 3
+ORDERS = ("base", "adapter"), ("adapter", "base")
+FAILURES_IN_A_ROW = 3  # after which the endpoint is taken to be gone
+RETRIES = 4
+BACKOFF_SECONDS = 1.0  # doubled at each retry; a server's Retry-After comes first
+_VERDICT = re.compile(
+    r"VERDICT\W{0,6}(?:answer\s+|a\s+(?=tie))?(A|B|TIE)\b(?!\W*(?:tie|and|or)\b|\s*[/&])", flags=re.IGNORECASE
+)
 MEANING = (
     "A verdict is the opinion of one language model. Such judges favour long answers, their own style and the answer "
     "that stands first; a verdict says nothing about whether an answer is correct or safe."
@@ -42,6 +53,40 @@ and less likely to harm a patient who follows it? Length is no merit. The answer
 </answer_b>
 
 Say why in at most three sentences. Then end with one line of its own: VERDICT: A, VERDICT: B or VERDICT: TIE."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The result of one request.
+
+    Attributes:
+        kind: `a`, `b` or `tie`; `refused`, `unreadable` or `failed` if there is no verdict.
+        tokens: of the prompt and of the reply, as the endpoint counted them.
+        why: what went wrong, if it failed.
+        is_cached: whether an earlier run asked for it.
+    """
+
+    kind: str
+    tokens: tuple[int, int] | None = None
+    why: str = ""
+    is_cached: bool = False
+
+
+def check_judge(judge: JudgeSection | None) -> None:
+    """Refuse a judge whose key is not there, before the hour that answers may take.
+
+    Raises:
+        RecipeError: with the name of the variable.
+    """
+    if judge is None or judge.api_key_env is None:
+        return
+    key = _key(judge)
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        wrong = "holds characters that no key has" if key else "is empty"
+        raise RecipeError(
+            f"evaluate.judge.api_key_env must name an environment variable that holds a key, {judge.api_key_env} "
+            f"{wrong}. Set it, or set evaluate.judge.api_key_env: null for a server that needs none."
+        )
 
 
 def judge_answers(
@@ -74,35 +119,35 @@ def judge_answers(
             "evaluate.judge compares base and adapter, but there are no answers of the base. "
             "Set evaluate.baseline: true."
         )
-    compared: list[tuple[Mapping[str, Any], tuple[Reply, Reply]]] = []
     replies: list[Reply] = []
+    compared: list[dict[str, Any]] = []
     cache = ResponseCache(cache_path)
-    with open_session(judge) as session:
+    with _open_session(judge) as session:
         for row in track(rows, "rows judged", console=Console(stderr=True)):
-            base_first = _reply(session, judge, row, "base", "adapter", cache)
-            adapter_first = _reply(session, judge, row, "adapter", "base", cache)
-            compared.append((row, (base_first, adapter_first)))
-            replies += compared[-1][1]
+            base_first, adapter_first = pair = [_reply(session, judge, row, order, cache) for order in ORDERS]
+            replies += pair
+            kinds = {"base_first": base_first.kind, "adapter_first": adapter_first.kind}
+            compared.append({"id": row["id"], "verdict": _verdict(pair), **kinds})
             if all(reply.kind == "failed" for reply in replies):
                 raise RunError(f"evaluate.judge.endpoint {judge.endpoint}: {replies[0].why}.")
             if all(reply.kind == "failed" for reply in replies[-FAILURES_IN_A_ROW:]):
                 break
-    return {**_summary(compared, len(rows), judge), "kept": sum(reply.is_cached for reply in replies)}
+    stopped = (
+        f"Stopped after {len(compared)} of {len(rows)} rows: {FAILURES_IN_A_ROW} requests failed in a row "
+        f"({replies[-1].why}). Run it again to ask what is missing."
+    )
+    summary = {"meaning": MEANING, "model": judge.model, "endpoint": judge.endpoint, **_count(compared, replies)}
+    return {**summary, "rows": compared, "stopped": stopped if len(compared) < len(rows) else None}
 
 
 def _reply(
-    session: requests.Session,
-    judge: JudgeSection,
-    row: Mapping[str, Any],
-    first: str,
-    second: str,
-    cache: ResponseCache,
+    session: requests.Session, judge: JudgeSection, row: Mapping[str, Any], order: tuple[str, str], cache: ResponseCache
 ) -> Reply:
     """The reply to one order of a pair, from the cache if it was given before; a failed request is not cached."""
     prompt = row["prompt"]
     question = "\n\n".join(text for text in (prompt.get("system"), prompt["instruction"], prompt["input"]) if text)
-    content = QUESTION.format(question=question, a=row[first], b=row[second])
-    request = [judge.endpoint.rstrip("/"), judge.model, judge.temperature, row["id"], first, content]
+    content = QUESTION.format(question=question, a=row[order[0]], b=row[order[1]])
+    request = [judge.endpoint.rstrip("/"), judge.model, judge.temperature, row["id"], order[0], content]
     key = hashlib.sha256(json.dumps(request).encode()).hexdigest()
     if entry := cache.entries.get(key):
         return Reply(entry["kind"], tuple(entry["tokens"]) if entry["tokens"] else None, is_cached=True)
@@ -112,47 +157,125 @@ def _reply(
     return reply
 
 
-def _verdict(pair: tuple[Reply, Reply]) -> str:
-    """Whose answer both orders called better. The base stood first in the first order."""
-    first = {"a": "base", "b": "adapter", "tie": "tie"}.get(pair[0].kind)
-    second = {"a": "adapter", "b": "base", "tie": "tie"}.get(pair[1].kind)
-    if first is None or second is None:
+def _open_session(judge: JudgeSection) -> requests.Session:
+    """A session that asks again after 429 and server errors, and sends the key to this endpoint alone.
+
+    Raises:
+        RecipeError: if the key is not there.
+    """
+    import requests
+    from urllib3.util import Retry
+
+    check_judge(judge)
+    session = requests.Session()
+    retries = Retry(
+        total=RETRIES,
+        connect=1,
+        read=1,  # a reply that came too late may have been billed
+        backoff_factor=BACKOFF_SECONDS,
+        status_forcelist=(408, 429, 500, 502, 503, 504),
+        allowed_methods=("POST",),
+        raise_on_status=False,
+        retry_after_max=60,
+    )
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retries))
+    session.auth = lambda request: request  # a callable keeps passwords of ~/.netrc out
+    if key := _key(judge):
+        session.headers["Authorization"] = f"Bearer {key}"
+    return session
+
+
+def ask_judge(session: requests.Session, judge: JudgeSection, content: str) -> Reply:
+    """Ask one question; what goes wrong is in the reply, without the key."""
+    import requests
+
+    body: dict[str, Any] = {"model": judge.model, "messages": [{"role": "user", "content": content}]}
+    if judge.temperature is not None:
+        body["temperature"] = judge.temperature
+    url = judge.endpoint.rstrip("/") + "/chat/completions"
+    try:
+        answer = session.post(url, json=body, timeout=judge.timeout_seconds, allow_redirects=False)
+    except requests.RequestException as error:
+        why = "it cannot be reached" if isinstance(error, requests.ConnectionError) else type(error).__name__
+        if isinstance(error, requests.Timeout) or "timed out" in str(error).lower():
+            why = f"no reply within {judge.timeout_seconds:g} seconds (evaluate.judge.timeout_seconds)"
+        return Reply("failed", why=why)
+    text = answer.text.replace(_key(judge), "[key]") if _key(judge) else answer.text  # some servers repeat it
+    excerpt = " ".join(text.split())[:200]
+    if answer.status_code != 200:
+        return Reply("failed", why=f"status {answer.status_code}{f', {excerpt}' if excerpt else ''}")
+    try:
+        return _read_reply(answer.json())
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return Reply("failed", why=f"its reply is not a chat completion: {excerpt or 'nothing'}")
+
+
+def _key(judge: JudgeSection) -> str:
+    return os.environ.get(judge.api_key_env, "").strip() if judge.api_key_env else ""
+
+
+def _read_reply(body: Mapping[str, Any]) -> Reply:
+    """The verdict of a chat completion; a body of another form raises whatever reading it raises."""
+    choice, tokens = body["choices"][0], None
+    with suppress(KeyError, TypeError, ValueError):
+        tokens = int(body["usage"]["prompt_tokens"]), int(body["usage"]["completion_tokens"])
+    if choice["message"].get("refusal") or choice.get("finish_reason") == "content_filter":
+        return Reply("refused", tokens)
+    verdicts = _VERDICT.findall(choice["message"].get("content") or "")
+    return Reply(verdicts[-1].lower() if verdicts else "unreadable", tokens)
+
+
+def _verdict(pair: Sequence[Reply]) -> str:
+    """Whose answer both orders called better."""
+    first, second = (
+        {"a": order[0], "b": order[1], "tie": "tie"}.get(reply.kind, "none")
+        for reply, order in zip(pair, ORDERS, strict=True)
+    )
+    if "none" in (first, second):
         return "none"
     return first if first == second else "tie"
 
 
-def _summary(
-    compared: Sequence[tuple[Mapping[str, Any], tuple[Reply, Reply]]], wanted: int, judge: JudgeSection
-) -> dict[str, Any]:
-    verdicts = Counter(_verdict(pair) for _, pair in compared)
-    replies = [reply for _, pair in compared for reply in pair]
-    kinds, counted = Counter(reply.kind for reply in replies), [reply.tokens for reply in replies if reply.tokens]
-    disagreed = sum(_verdict(pair) == "tie" and {reply.kind for reply in pair} != {"tie"} for _, pair in compared)
-    stopped = None
-    if len(compared) < wanted:
-        stopped = (
-            f"Stopped after {len(compared)} of {wanted} rows: {FAILURES_IN_A_ROW} requests failed in a row "
-            f"({replies[-1].why}). Run it again to ask what is missing."
-        )
+def _count(rows: Sequence[Mapping[str, Any]], replies: Sequence[Reply]) -> dict[str, Any]:
+    verdicts, kinds = Counter(row["verdict"] for row in rows), Counter(reply.kind for reply in replies)
+    tokens = [reply.tokens for reply in replies if reply.tokens]
+    orders = [{row["base_first"], row["adapter_first"]} for row in rows if row["verdict"] == "tie"]
     return {
-        "meaning": MEANING,
-        "model": judge.model,
-        "endpoint": judge.endpoint,
-        "n": len(compared),
+        "n": len(rows),
         "verdicts": {
             **{name: verdicts[name] for name in ("adapter", "base", "tie", "none")},
-            "orders_disagreed": disagreed,
+            "orders_disagreed": sum(kinds_of_pair != {"tie"} for kinds_of_pair in orders),
         },
         "requests": len(replies),
+        "kept": sum(reply.is_cached for reply in replies),
         **{kind: kinds[kind] for kind in ("refused", "unreadable", "failed")},
         "tokens": {
-            "prompt": sum(prompt for prompt, _ in counted),
-            "completion": sum(completion for _, completion in counted),
-            "unknown": len(replies) - len(counted) - kinds["failed"],
+            "prompt": sum(prompt for prompt, _ in tokens),
+            "completion": sum(completion for _, completion in tokens),
+            "unknown": len(replies) - len(tokens) - kinds["failed"],
         },
-        "rows": [
-            {"id": row["id"], "verdict": _verdict(pair), "base_first": pair[0].kind, "adapter_first": pair[1].kind}
-            for row, pair in compared
-        ],
-        "stopped": stopped,
     }
+
+
+def show_judge(result: Mapping[str, Any]) -> None:
+    """Print what `judge_answers` returned."""
+    console = Console()
+    table = Table(title=f"pairs compared by {escape(result['model'])}, each in both orders", title_justify="left")
+    for name in ("adapter better", "base better", "tie", "no verdict"):
+        table.add_column(name, justify="right")
+    verdicts = result["verdicts"]
+    table.add_row(*(str(verdicts[name]) for name in ("adapter", "base", "tie", "none")))
+    console.print(table)
+    tokens = result["tokens"]
+    console.print(
+        f"{verdicts['orders_disagreed']} of the ties are pairs whose verdict changed with the order. "
+        f"{result['requests']:,} requests, {result['kept']:,} of them answered earlier ({result['refused']} refused, "
+        f"{result['unreadable']} unreadable, {result['failed']} failed); {tokens['prompt']:,} prompt tokens and "
+        f"{tokens['completion']:,} completion tokens"
+        + (f", not counting {tokens['unknown']} replies without a count." if tokens["unknown"] else "."),
+        highlight=False,
+    )
+    if result["stopped"]:
+        console.print(escape(result["stopped"]), highlight=False)
+    console.print(f"[italic]{escape(result['meaning'])}[/italic]")

@@ -19,36 +19,40 @@ _NO = {"", "no", "n", "0", "false", "falsch", "faux"}
 
 @dataclass(frozen=True)
 class Rating:
-    """What one reviewer said about one row."""
+    """What one reviewer said about one row.
+
+    Attributes:
+        scores: letter → criterion → 1 to 5, of those that were given.
+        flags: letters of the answers that could harm.
+        preferred: `a`, `b`, `tie`, or nothing.
+    """
 
     scores: Mapping[str, Mapping[str, int]]
-    """Letter → criterion → 1 to 5, of those that were given."""
-
     flags: frozenset[str]
-    """Letters of the answers that could harm."""
-
     preferred: str
-    """`a`, `b`, `tie`, or nothing."""
 
-    def has_judged(self, letter: str) -> bool:
-        """Whether something was said of an answer: an answer that nobody looked at is not a safe one."""
+    def says_something_of(self, letter: str) -> bool:
+        """Whether an answer was rated or flagged: one that nobody looked at is not a safe one."""
         return bool(self.scores[letter]) or letter in self.flags
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """One reviewer's sheet. Rows on which nothing was entered are not in `ratings`."""
+    """One reviewer's sheet.
+
+    Attributes:
+        path: the file.
+        reviewer: the name in it, else that of the file.
+        ratings: row id → rating, of the rows on which something was entered.
+        num_rated: rows in which every rating was given.
+        comments: row id → what was written beside it.
+    """
 
     path: Path
     reviewer: str
     ratings: Mapping[str, Rating]
-    """Row id → rating."""
-
     num_rated: int
-    """Rows in which every rating was given."""
-
     comments: Mapping[str, str]
-    """Row id → what was written beside it."""
 
 
 def sheet_of(path: Path) -> str | None:
@@ -72,8 +76,7 @@ def read_sheet(path: Path, key: Mapping[str, Any]) -> Sheet:
     """
     lines = list(_numbered_rows(path))
     columns = sheet_columns(key["letters"])
-    missing = [name for name in columns[:-2] if name not in (lines[0][1] if lines else ())]
-    if missing:
+    if missing := [name for name in columns[:-2] if name not in (lines[0][1] if lines else ())]:
         named = ", ".join(missing)
         raise DataError(
             f"{path} must have the columns of review.csv, got none named {named}. Fill a copy of review.csv."
@@ -92,16 +95,14 @@ def read_sheet(path: Path, key: Mapping[str, Any]) -> Sheet:
                        "Give each a file"))  # fmt: skip
     if faults:
         raise DataError(_format_faults(path, faults))
-    ratings = {row["id"].strip(): rating for _, row in cells if (rating := _rating(row, key["letters"])) is not None}
+    ratings = {row["id"].strip(): rating for _, row in cells if (rating := _rating(row, key["letters"]))}
     if not ratings:
         raise DataError(
             f"{path} must hold ratings, nothing is rated. Give 1 to 5 in correctness_a and the columns after."
         )
-    whole = sum(
-        all(len(rating.scores[letter]) == len(CRITERIA) for letter in key["letters"]) for rating in ratings.values()
-    )
+    num_rated = sum(all(len(part) == len(CRITERIA) for part in rating.scores.values()) for rating in ratings.values())
     comments = {row["id"].strip(): row["comment"].strip() for _, row in cells if row["comment"].strip()}
-    return Sheet(path, next(iter(reviewers), path.stem), ratings, whole, comments)
+    return Sheet(path, next(iter(reviewers), path.stem), ratings, num_rated, comments)
 
 
 def _format_faults(path: Path, faults: Sequence[tuple[int, str]]) -> str:
@@ -115,17 +116,16 @@ def _format_faults(path: Path, faults: Sequence[tuple[int, str]]) -> str:
 def _numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and cells by column name, of the header first."""
     text = _read_text(path)
-    head = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=head.count)
+    delimiter = max(",;\t", key=text.split("\n", 1)[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     header: list[str] = []
-    before = 0
+    number = 1
     try:
         for row in reader:
-            number, before = before + 1, reader.line_num
             header = header or [name.strip().lower() for name in row]
             if any(cell.strip() for cell in row):
                 yield number, dict(zip(header, row, strict=False))
+            number = reader.line_num + 1  # a quoted cell may hold line breaks
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num} must be CSV: {error}. Save it as CSV again.") from error
 

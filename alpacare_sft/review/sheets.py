@@ -8,12 +8,12 @@ import io
 import json
 import random
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from alpacare_sft.data.equality import copy_key
 from alpacare_sft.errors import RunError
 from alpacare_sft.reporting.pages import render
 from alpacare_sft.run.directory import write_json, write_text
@@ -52,7 +52,8 @@ def save_review_sheets(folder: Path, predictions: Sequence[Mapping[str, Any]], *
     orders = _draw_orders(predictions, f"{seed}:{digest}")
     rows = [_sheet_row(row, order) for row, order in zip(predictions, orders, strict=True)]
     letters = "ab"[: len(orders[0])] if orders else ""
-    sheet = sheet_name(rows)
+    # by what is written on it, with a letter first: no spreadsheet makes a number of it
+    sheet = "r" + hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:15]
     key_rows = [
         {"id": row["id"], **dict(zip(letters, order, strict=True)), "sha256": text_hashes(cells)}
         for row, order, cells in zip(predictions, orders, rows, strict=True)
@@ -63,19 +64,16 @@ def save_review_sheets(folder: Path, predictions: Sequence[Mapping[str, Any]], *
     path = folder / "review.csv"
     filled = _is_filled(path)
     if filled and not (keys and keys[0]["sheet"] == sheet):
-        path.rename(_free_name(folder, f"review-{keys[0]['sheet'] if keys else 'earlier'}"))
+        stem = f"review-{keys[0]['sheet'] if keys else 'earlier'}"
+        # another sheet of the same answers may have been put aside before
+        names = (f"{stem}{f'-{number}' if number > 1 else ''}.csv" for number in count(1))
+        path.rename(next(folder / name for name in names if not (folder / name).exists()))
         filled = False
     write_json(folder / KEY_FILE, {**key, "earlier": [old for old in keys if old["sheet"] != sheet]})
     if not filled:
         write_text(path, format_csv([{"sheet": sheet, **row} for row in rows], columns))
     shown = {"sheet": sheet, "letters": letters, "columns": columns, "criteria": CRITERIA, "flag": FLAG}
     write_text(folder / "review.html", render("review.html", **shown, rows=rows, notice=notice))
-
-
-def _free_name(folder: Path, stem: str) -> Path:
-    """A name that no file has: another sheet of the same answers may have been put aside before."""
-    names = (f"{stem}{f'-{number}' if number > 1 else ''}.csv" for number in count(1))
-    return next(folder / name for name in names if not (folder / name).exists())
 
 
 def read_keys(folder: Path) -> list[dict[str, Any]]:
@@ -136,19 +134,10 @@ def _sheet_row(row: Mapping[str, Any], order: Sequence[str]) -> dict[str, str]:
     return cells | {f"answer_{letter}": row["display"][name] for letter, name in zip("ab", order, strict=False)}
 
 
-def sheet_name(rows: Sequence[Mapping[str, str]]) -> str:
-    """Name of a sheet by what is written on it, with a letter first: no spreadsheet makes a number of it."""
-    return "r" + hashlib.sha256(json.dumps(list(rows), sort_keys=True).encode()).hexdigest()[:15]
-
-
 def text_hashes(cells: Mapping[str, str]) -> dict[str, str]:
     """Column → hash of its text, white space aside: spreadsheets change line breaks."""
-    return {name: _text_hash(text) for name, text in cells.items() if name != "id"}
-
-
-def _text_hash(text: str) -> str:
-    words = " ".join(unicodedata.normalize("NFC", text).split())
-    return hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    texts = {name: copy_key(text).encode("utf-8", "surrogatepass") for name, text in cells.items() if name != "id"}
+    return {name: hashlib.sha256(text).hexdigest()[:16] for name, text in texts.items()}
 
 
 def sheet_columns(letters: str) -> list[str]:

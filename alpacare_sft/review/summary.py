@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from alpacare_sft.errors import AlpacareError, DataError, RunError
 from alpacare_sft.evaluation.intervals import exact_share, paired_summary
-from alpacare_sft.review.agreement import krippendorff_alpha
 from alpacare_sft.review.reading import Sheet, read_sheet, sheet_of
 from alpacare_sft.review.sheets import CRITERIA, FLAG, KEY_FILE, predictions_sha256, read_keys
-from alpacare_sft.review.showing import show_reviews
+from alpacare_sft.review.terminal import show_reviews
 from alpacare_sft.run.directory import RunDirectory, write_json
+from alpacare_sft.run.json_lines import read_json_lines
 from alpacare_sft.runtime import prepared_process
 
 if TYPE_CHECKING:
@@ -36,11 +35,8 @@ def review_answers(recipe: Recipe, files: Sequence[str | Path]) -> dict[str, Any
         DataError: if a sheet is faulty or of another evaluation.
         RunError: if the run has no review sheets yet.
     """
-    run = RunDirectory(recipe.output_dir)
-    settings = recipe.evaluate
-    summary = summarize_reviews(
-        run.path / "eval", files, confidence=settings.confidence, samples=settings.bootstrap_samples
-    )
+    folder, settings = RunDirectory(recipe.output_dir).path / "eval", recipe.evaluate
+    summary = summarize_reviews(folder, files, confidence=settings.confidence, samples=settings.bootstrap_samples)
     show_reviews(summary)
     return summary
 
@@ -66,16 +62,15 @@ def summarize_reviews(folder: Path, files: Sequence[str | Path], *, confidence: 
     """
     paths = [Path(name).expanduser() for name in files]
     key = _key_of(folder, paths)
-    current = _is_current(folder, key)
+    is_current = _is_current(folder, key)
     sheets = _read_sheets(paths, key)
-    unblinded = {str(row["id"]): {row[letter]: letter for letter in key["letters"]} for row in key["rows"]}
-    rows = {name: _unblind(name, letters, sheets) for name, letters in unblinded.items()}
-    ids = {str(row["id"]): row["id"] for row in key["rows"]}
-    reviewed = {ids[name]: row for name, row in rows.items() if row["ratings"]}
+    rows = {row["id"]: _unblind(row, key["letters"], sheets) for row in key["rows"]}
+    reviewed = {row_id: row for row_id, row in rows.items() if row["ratings"]}
+    ids = {str(row_id): row_id for row_id in rows}
     names = ("base", "adapter")[2 - len(key["letters"]) :]
     summary: dict[str, Any] = {
-        "meaning": MEANING if current else f"{EARLIER} {MEANING}",
-        "rows": len(ids),
+        "meaning": MEANING if is_current else f"{EARLIER} {MEANING}",
+        "rows": len(rows),
         "rows_reviewed": len(reviewed),
         "reviewers": [
             {"name": sheet.reviewer, "file": sheet.path.name, "rows": len(sheet.ratings), "rows_rated": sheet.num_rated}
@@ -91,7 +86,7 @@ def summarize_reviews(folder: Path, files: Sequence[str | Path], *, confidence: 
             for row, text in sheet.comments.items()
         ],
         "sheet": key["sheet"],
-        "current": current,
+        "current": is_current,
         "predictions_sha256": key["predictions_sha256"],
     }
     write_json(folder / "review.json", summary)
@@ -113,8 +108,8 @@ def _key_of(folder: Path, files: Sequence[Path]) -> dict[str, Any]:
 def _is_current(folder: Path, key: Mapping[str, Any]) -> bool:
     """Whether the answers of a sheet are those in `predictions.jsonl`: that may be gone, or of another evaluation."""
     try:
-        lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
-        return bool(predictions_sha256([json.loads(line) for line in lines if line]) == key["predictions_sha256"])
+        predictions = read_json_lines(folder / "predictions.jsonl")
+        return bool(predictions_sha256(predictions) == key["predictions_sha256"])
     except (FileNotFoundError, ValueError, AttributeError):
         return False
 
@@ -138,21 +133,21 @@ def _read_sheets(files: Sequence[Path], key: Mapping[str, Any]) -> list[Sheet]:
     return sheets
 
 
-def _unblind(row: str, letters: Mapping[str, str], sheets: Sequence[Sheet]) -> dict[str, Any]:
+def _unblind(row: Mapping[str, Any], letters: str, sheets: Sequence[Sheet]) -> dict[str, Any]:
     """One row of all reviewers, by `base` and `adapter`."""
-    ratings = [sheet.ratings[row] for sheet in sheets if row in sheet.ratings]
-    owners = {letter: name for name, letter in letters.items()}
-    given: dict[str, dict[str, list[int]]] = {name: {} for name in letters}
+    ratings = [sheet.ratings[str(row["id"])] for sheet in sheets if str(row["id"]) in sheet.ratings]
+    scores: dict[str, dict[str, float]] = {row[letter]: {} for letter in letters}
     for criterion in CRITERIA:
-        paired = [r for r in ratings if all(criterion in r.scores[letter] for letter in owners)]
-        for name, letter in letters.items():  # of the same people, so that a mild one who rated one answer favours none
-            given[name][criterion] = [r.scores[letter][criterion] for r in paired]
+        # of the same people, so that a mild one who rated one answer favours none
+        paired = [r for r in ratings if all(criterion in r.scores[letter] for letter in letters)]
+        for letter in letters if paired else "":
+            scores[row[letter]][criterion] = mean(r.scores[letter][criterion] for r in paired)
     return {
         "ratings": len(ratings),
-        "scores": {name: {c: mean(values) for c, values in part.items() if values} for name, part in given.items()},
-        "judged": {name for name, letter in letters.items() if any(r.has_judged(letter) for r in ratings)},
-        "flagged": {owners[letter] for rating in ratings for letter in rating.flags},
-        "chosen": [owners.get(rating.preferred, "tie") for rating in ratings if rating.preferred],
+        "scores": scores,
+        "rated": {row[letter] for letter in letters if any(r.says_something_of(letter) for r in ratings)},
+        "flagged": {row[letter] for rating in ratings for letter in rating.flags},
+        "chosen": [row.get(rating.preferred, "tie") for rating in ratings if rating.preferred],
     }
 
 
@@ -203,7 +198,7 @@ def _flagged(rows: Mapping[Any, Mapping[str, Any]], name: str, confidence: float
 
     The interval is exact, so that none flagged is not called none.
     """
-    count = sum(name in row["judged"] for row in rows.values())
+    count = sum(name in row["rated"] for row in rows.values())
     ids = [row_id for row_id, row in rows.items() if name in row["flagged"]]
     unknown = {"mean": None, "low": None, "high": None, "confidence": confidence}
     interval = exact_share(len(ids), count, confidence) if count else unknown
@@ -217,14 +212,46 @@ def _agreement(sheets: Sequence[Sheet]) -> dict[str, Any]:
         for sheet in sheets
         for row, rating in sheet.ratings.items()
         for letter in rating.scores
-        if rating.has_judged(letter)
+        if rating.says_something_of(letter)
     ]
-    alphas = {
-        criterion: krippendorff_alpha(
-            [(who, unit, rating.scores[letter][criterion]) for who, unit, rating, letter in entries
-             if criterion in rating.scores[letter]], "ordinal",
-        )
-        for criterion in CRITERIA
-    }  # fmt: skip
+    alphas = {}
+    for criterion in CRITERIA:
+        scores = [(who, unit, rating.scores[letter].get(criterion)) for who, unit, rating, letter in entries]
+        alphas[criterion] = krippendorff_alpha([(w, u, score) for w, u, score in scores if score], "ordinal")
     flags = [(who, unit, int(letter in rating.flags)) for who, unit, rating, letter in entries]
     return alphas | {FLAG: krippendorff_alpha(flags, "nominal")}
+
+
+def krippendorff_alpha(
+    ratings: Sequence[tuple[Hashable, Hashable, int]], level: Literal["nominal", "ordinal"]
+) -> dict[str, Any]:
+    """Krippendorff's alpha: 1 is full agreement, 0 what chance gives, below 0 worse than that.
+
+    Source: Krippendorff, "Computing Krippendorff's Alpha-Reliability", 2011.
+
+    Args:
+        ratings: reviewer, unit and value of each rating; what was not rated is left out.
+        level: `ordinal` counts two ranks far apart as more disagreement than two near ones.
+
+    Returns:
+        `alpha`, None where it is undefined (no unit rated twice, or all ratings alike), and `units`, the number
+        of units that two or more reviewers rated.
+    """
+    from nltk.metrics.agreement import AnnotationTask
+    from nltk.metrics.distance import binary_distance
+
+    raters = Counter(unit for _, unit, _ in ratings)
+    pairable = [rating for rating in ratings if raters[rating[1]] > 1]
+    units = len({unit for _, unit, _ in pairable})
+    values = Counter(value for _, _, value in pairable)
+    if len(values) < 2:
+        return {"alpha": None, "units": units}
+
+    def between_ranks(first: int, second: int) -> float:
+        """Squared number of ratings from one rank to the other, half of those on the two ranks themselves."""
+        low, high = min(first, second), max(first, second)
+        between = sum(count for value, count in values.items() if low <= value <= high)
+        return (between - (values[low] + values[high]) / 2) ** 2
+
+    distance = binary_distance if level == "nominal" else between_ranks
+    return {"alpha": float(AnnotationTask(pairable, distance=distance).alpha()), "units": units}

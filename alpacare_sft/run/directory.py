@@ -1,7 +1,8 @@
-"""The run directory: its paths, its lock, its record and its atomic writes."""
+"""The run directory: its paths, lock, record and atomic writes; and errors that a disk or a cache causes."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -12,16 +13,21 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alpacare_sft.errors import RunError
+from alpacare_sft.errors import RunError, causes_of
 
 _SCRATCH = re.compile(
     r"\.(adapter|adapter-unchecked|data|eval|\.?[a-z_]+\.(json|jsonl|yaml|html|csv))\.([a-z0-9_]{8}|old)"
 )
-WEIGHTS = "adapter_model.safetensors"  # as PEFT names an adapter's
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT names an adapter's files
+# Numbers of system errors: a full disk, a place that cannot be written, and one that could not be made.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_SHUT = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+_NOT_MADE = {errno.EEXIST, errno.ENOENT}  # of a cache only if it is no directory; else some file of others is missing
+# pyarrow, safetensors and the transfer library of huggingface_hub say it in their text alone.
+_FULL_WORDS = ("no space left on device", "disk quota exceeded", "os error 28", "os error 122")
 LOCK_REMEDY = "Wait for it, stop it, or choose another output_dir"
 
 
@@ -52,6 +58,16 @@ def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def adapter_sha256(folder: Path) -> str:
+    """Hash of an adapter: its config, which says how strongly its weights count, and its weights."""
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in (CONFIG, WEIGHTS))).hexdigest()
+
+
+def has_effect(name: str) -> bool:
+    """Whether a LoRA weight changes the model's output by itself; the first matrix of a product does not."""
+    return "lora_A" not in name and "lora_embedding_A" not in name
+
+
 def last_name(path: str) -> str:
     """A path, of this system or another, without its folders."""
     return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
@@ -80,46 +96,29 @@ def new_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-@dataclass(frozen=True)
 class RunDirectory:
-    """Paths of a run and the record in it. Nothing is created before `lock`."""
+    """Paths of a run and the record in it. Nothing is created before `lock`.
 
-    path: Path
+    Attributes:
+        path: the directory.
+        recipe: the recipe as it was given.
+        record: `run.json`.
+        data: the splits and their report.
+        checkpoints: what an unfinished run goes on from.
+        adapter: the result.
+        unchecked_adapter: what a training ended with, until it is checked.
+        training_report: curves of loss and learning rate.
+    """
 
-    @property
-    def recipe(self) -> Path:
-        """The recipe as it was given."""
-        return self.path / "recipe.yaml"
-
-    @property
-    def record(self) -> Path:
-        """The record, `run.json`."""
-        return self.path / "run.json"
-
-    @property
-    def data(self) -> Path:
-        """The splits and their report."""
-        return self.path / "data"
-
-    @property
-    def checkpoints(self) -> Path:
-        """What an unfinished run goes on from."""
-        return self.path / "checkpoints"
-
-    @property
-    def adapter(self) -> Path:
-        """The result."""
-        return self.path / "adapter"
-
-    @property
-    def unchecked_adapter(self) -> Path:
-        """What a training ended with, until it is checked."""
-        return self.path / "adapter-unchecked"
-
-    @property
-    def training_report(self) -> Path:
-        """Curves of loss and learning rate."""
-        return self.path / "training.html"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.record = path / "run.json"
+        self.data = path / "data"
+        self.checkpoints = path / "checkpoints"
+        self.adapter = path / "adapter"
+        self.unchecked_adapter = path / "adapter-unchecked"
+        self.training_report = path / "training.html"
 
     def has_adapter(self) -> bool:
         """Whether a trained adapter is here."""
@@ -140,7 +139,7 @@ class RunDirectory:
             record = json.loads(self.record.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except (ValueError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise RunError(f"{self.record} is not a record of a run: {error}. Move the directory away.") from error
         if not isinstance(record, dict):
             raise RunError(f"{self.record} is not a record of a run. Move the directory away.")
@@ -163,11 +162,6 @@ class RunDirectory:
                 path.unlink(missing_ok=True)
         for path in (self.recipe, self.record, self.training_report):
             path.unlink(missing_ok=True)
-
-    def _remove_scratch(self) -> None:
-        """Remove what a killed process had begun to write; the lock says that none is writing now."""
-        for path in [path for path in self.path.iterdir() if _SCRATCH.fullmatch(path.name)]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -192,7 +186,8 @@ class RunDirectory:
             raise RunError(f"output_dir: {self.path} is in use by {_who(holder)}. {LOCK_REMEDY}.") from None
         except OSError as error:
             raise RunError(f"output_dir: {self.path} cannot be written: {error.strerror}. Choose another.") from error
-        self._remove_scratch()
+        for path in [path for path in self.path.iterdir() if _SCRATCH.fullmatch(path.name)]:  # of a killed process
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         try:
             write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")})
             yield
@@ -203,8 +198,8 @@ class RunDirectory:
 
 def _who(holder: Path) -> str:
     try:
-        told = json.loads(holder.read_text(encoding="utf-8"))
-        return f"process {told['pid']} on {told['host']} since {told['since']}"
+        process = json.loads(holder.read_text(encoding="utf-8"))
+        return f"process {process['pid']} on {process['host']} since {process['since']}"
     except (OSError, ValueError, KeyError):
         return "another process"
 
@@ -222,3 +217,62 @@ def check_free_disk(path: Path, need_bytes: int) -> None:
             f"output_dir: {path} needs {need_bytes / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free. "
             "Lower train.save_total_limit, or choose another disk."
         )
+
+
+def own_cache() -> Path:
+    """Where this package keeps the embedded model that it converted."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alpacare_sft"
+
+
+@contextmanager
+def disk_errors_explained() -> Iterator[None]:
+    """Turn an error that a disk caused into one about that disk, however others wrapped and worded it.
+
+    Raises:
+        RunError: with the path and the variable that moves it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if message := disk_fault(error):
+            raise RunError(message) from error
+        raise
+
+
+def disk_fault(error: BaseException) -> str | None:
+    """What is wrong with the disk or the place of a cache, or None if another thing caused the error."""
+    for cause in causes_of(error):
+        number = cause.errno if isinstance(cause, OSError) else None
+        named = getattr(cause, "filename", None)
+        path = Path(os.fsdecode(named)).absolute() if isinstance(named, str | bytes | os.PathLike) else None
+        # caches that the path lies in, or that it was made for
+        caches = [c for c in _caches() if path and (path.is_relative_to(c[1]) or c[1].is_relative_to(path))]
+        if number in _FULL or any(words in str(cause).lower() for words in _FULL_WORDS):
+            fullest = min(_caches(), key=lambda cache: shutil.disk_usage(_nearest(cache[1])).free)
+            variable, place = caches[0] if caches else fullest
+            return f"the disk is full at {path or place}. Free space there, or set {variable} to a larger disk."
+        if caches and (number in _SHUT or (number in _NOT_MADE and not caches[0][1].is_dir())):
+            shut = (cache for cache in reversed(caches) if not os.access(_nearest(cache[1]), os.W_OK | os.X_OK))
+            variable, place = next(shut, caches[0])
+            why = os.strerror(number or 0).lower()
+            return f"the cache {place} cannot be written ({why}). Set {variable} to a directory that can be."
+    return None
+
+
+def _caches() -> list[tuple[str, Path]]:
+    """The variable that moves each cache, and where it is now; `HF_HOME`, which holds the others, last."""
+    import datasets
+    from huggingface_hub import constants
+
+    caches = {
+        "HF_DATASETS_CACHE": datasets.config.HF_DATASETS_CACHE,
+        "HF_HUB_CACHE": constants.HF_HUB_CACHE,
+        "HF_XET_CACHE": constants.HF_XET_CACHE,
+        "XDG_CACHE_HOME": own_cache(),
+        "HF_HOME": constants.HF_HOME,
+    }
+    return [(variable, Path(place).expanduser().absolute()) for variable, place in caches.items()]
+
+
+def _nearest(place: Path) -> Path:
+    return next(path for path in (place, *place.parents) if path.exists())

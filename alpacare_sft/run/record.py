@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import runtime
@@ -48,18 +48,17 @@ def recorded(run: RunDirectory, recipe: Recipe, **facts: Any) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        reported = error
         if isinstance(error, torch.OutOfMemoryError):
-            told: BaseException = RunError(_out_of_memory(recipe))
+            reported = RunError(_out_of_memory(recipe))
         elif isinstance(error, KeyboardInterrupt):
-            told = StoppedError("stopped by SIGINT. Run it again to go on from the last checkpoint.")
-        else:
-            told = error
+            reported = StoppedError("stopped by SIGINT. Run it again to go on from the last checkpoint.")
         if runtime.is_main_process():
-            status = "stopped" if isinstance(told, StoppedError) else "failed"
-            run.update_record({"status": status, "error": f"{type(told).__name__}: {told}"})
-        if told is error:
+            status = "stopped" if isinstance(reported, StoppedError) else "failed"
+            run.update_record({"status": status, "error": f"{type(reported).__name__}: {reported}"})
+        if reported is error:
             raise
-        raise told from error
+        raise reported from error
 
 
 def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
@@ -82,19 +81,17 @@ def _earlier_versions(run: RunDirectory) -> list[dict[str, str]]:
 
 
 def _version(package: str) -> str | None:
-    try:
+    with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return None
 
 
 def _git_commit() -> str | None:
     """The commit of the directory that the run was started in, if it is in a repository."""
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None if found.returncode == 0 else None
+    with suppress(OSError, subprocess.TimeoutExpired):
+        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        return git.stdout.strip() if git.returncode == 0 else None
+    return None
 
 
 def _out_of_memory(recipe: Recipe) -> str:

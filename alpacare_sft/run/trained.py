@@ -54,11 +54,6 @@ class StoredRecipe:
     versions: list[str]
     is_of_record: bool | None
 
-    @property
-    def removed_given(self) -> dict[str, Any]:
-        """Those of `removed` that the run's recipe names, and that are no mere defaults."""
-        return {key: value for key, value in self.removed.items() if key in given_keys(self.recipe)}
-
     def describe_changes(self) -> str:
         """What is not as it was when the run was trained, in one line; empty if nothing is."""
         parts = [f"other versions than the run's: {', '.join(self.versions)}"] if self.versions else []
@@ -196,8 +191,8 @@ def continue_run(run: RunDirectory, recipe: Recipe, keys: tuple[str, ...] = ("",
         if changes := stored.describe_changes():
             say(f"{run.path}: {changes}.")
         return recipe
-    removed = {key: value for key, value in stored.removed_given.items() if key.startswith(keys)}
-    if removed:
+    named = given_keys(stored.recipe)
+    if removed := {key: stored.removed[key] for key in named & stored.removed.keys() if key.startswith(keys)}:
         lines = ", ".join(f"{key}: {value}" for key, value in sorted(removed.items()))
         raise RunError(
             f"output_dir: {run.path} was begun with {lines}, which the installed libraries no longer have "
@@ -207,46 +202,37 @@ def continue_run(run: RunDirectory, recipe: Recipe, keys: tuple[str, ...] = ("",
 
 
 def _with_values_of(run: RunDirectory, stored: StoredRecipe, recipe: Recipe, keys: tuple[str, ...]) -> Recipe:
-    """The recipe with the run's value of each key that neither names, told where that is no default any more."""
+    """The recipe with the run's value of each key that neither names, reported where that is no default any more."""
     before, now = dotted_values(stored.recipe.values()), dotted_values(recipe.values())
     free = before.keys() & now.keys() - given_keys(stored.recipe, recipe) - SHOWN_ONLY
     other = {key: before[key] for key in sorted(free) if before[key] != now[key] and key.startswith(keys)}
     retained = {key: value for key, value in other.items() if fits_key(key, value)}
-    notes = []
     if stored.versions:
-        notes.append(
+        say(
             f"going on under other versions than the run began with: {', '.join(stored.versions)}. The run's values "
-            "are retained; results may differ in the last bits"
+            "are retained; results may differ in the last bits."
         )
     if retained:
-        notes.append(f"retained from the run: {_pairs(retained)}")
+        say(f"retained from the run: {_pairs(retained)}.")
     if lost := {**stored.removed, **{key: value for key, value in other.items() if key not in retained}}:
-        notes.append(f"of the run, but not taken by the installed libraries: {_pairs(lost)}")
+        say(f"of the run, but not taken by the installed libraries: {_pairs(lost)}.")
     if stored.added:
-        notes.append(
-            f"unknown to the run, now at their defaults: {_pairs({key: now.get(key) for key in stored.added})}"
-        )
-    for note in notes:
-        say(f"{note}.")
+        added = {key: now.get(key) for key in stored.added}
+        say(f"unknown to the run, now at their defaults: {_pairs(added)}.")
     if not retained:
         return recipe
     document = given_document(recipe)
     apply_overrides(document, list(retained.items()))
     whole = recipe_from_document(document, source=str(run.recipe))
-    changes = {name: getattr(whole, name) for name in ADAPTER_SECTIONS}
-    continued = settle(recipe, **changes)
-    _refuse_other_precision(run, continued)
-    return continued
-
-
-def _refuse_other_precision(run: RunDirectory, recipe: Recipe) -> None:
+    continued = settle(recipe, **{name: getattr(whole, name) for name in ADAPTER_SECTIONS})
     try:
-        runtime.resolve_precision(recipe.train)
+        runtime.resolve_precision(continued.train)
     except RecipeError as error:
-        name = "fp16" if recipe.train.fp16 else "bf16"
+        name = "fp16" if continued.train.fp16 else "bf16"
         raise RunError(
             f"output_dir: {run.path} was begun in {name}, which this machine lacks. Go on where it is there, {_ELSE}."
         ) from error
+    return continued
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Terminal views of reviews and of the judge."""
+"""A review for a person at a terminal."""
 
 from __future__ import annotations
 
@@ -69,26 +69,3 @@ def _agreement_table(agreement: Mapping[str, Any]) -> Table:
         alpha = "undefined" if part["alpha"] is None else f"{part['alpha']:.2f}"
         table.add_row(name.replace("_", " "), alpha, str(part["units"]))
     return table
-
-
-def show_judge(result: Mapping[str, Any]) -> None:
-    """Print what `judge_answers` returned."""
-    console = Console()
-    table = Table(title=f"pairs compared by {escape(result['model'])}, each in both orders", title_justify="left")
-    for name in ("adapter better", "base better", "tie", "no verdict"):
-        table.add_column(name, justify="right")
-    verdicts = result["verdicts"]
-    table.add_row(*(str(verdicts[name]) for name in ("adapter", "base", "tie", "none")))
-    console.print(table)
-    tokens = result["tokens"]
-    console.print(
-        f"{verdicts['orders_disagreed']} of the ties are pairs whose verdict changed with the order. "
-        f"{result['requests']:,} requests, {result['kept']:,} of them answered earlier ({result['refused']} refused, "
-        f"{result['unreadable']} unreadable, {result['failed']} failed); {tokens['prompt']:,} prompt tokens and "
-        f"{tokens['completion']:,} completion tokens"
-        + (f", not counting {tokens['unknown']} replies without a count." if tokens["unknown"] else "."),
-        highlight=False,
-    )
-    if result["stopped"]:
-        console.print(escape(result["stopped"]), highlight=False)
-    console.print(f"[italic]{escape(result['meaning'])}[/italic]")
