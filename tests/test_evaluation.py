@@ -17,7 +17,7 @@ import torch
 
 from alpacare_sft.cli import stopped_by_signals
 from alpacare_sft.errors import DataError, ModelError, RecipeError, RunError, StoppedError
-from alpacare_sft.evaluation.answering import AnswerSheet, Questions, reference_loss
+from alpacare_sft.evaluation.answering import EvaluationRequests, ModelResponses, reference_loss
 from alpacare_sft.evaluation.ask import ask
 from alpacare_sft.evaluation.compared_models import LOST_AT_MOST as LOST_LIMIT
 from alpacare_sft.evaluation.compared_models import ComparedModels
@@ -51,7 +51,7 @@ def test_batch_1_and_batch_16_write_the_same_tokens(make_recipe: Make, tokenizer
     answers = []
     for size in (1, 16):
         generate = GenerateSection(max_new_tokens=12, batch_size=size)
-        answers.append(dict(generate_answers(model, tokenizer, prompts, generate, learnt_end=1)))
+        answers.append(dict(generate_answers(model, tokenizer, prompts, generate, answer_end=1)))
     assert answers[0] == answers[1]
 
 
@@ -88,7 +88,7 @@ def test_how_an_answer_ended_is_told(tokenizer: Any, written: str, ended: bool, 
 
 def test_answers_end_with_the_token_that_was_learnt(make_recipe: Make, tokenizer: Any) -> None:
     model = load_base_model(make_recipe().model, "float32")
-    config = configure_generation(model, tokenizer, GenerateSection(), learnt_end=7)  # a chat template's own end
+    config = configure_generation(model, tokenizer, GenerateSection(), answer_end=7)  # a chat template's own end
     assert config.eos_token_id == [tokenizer.eos_token_id, 7]
 
 
@@ -469,7 +469,7 @@ def test_a_question_begun_anew_ends_an_answer_there(
 
     monkeypatch.setattr(model, "forward", scripted)
     answers = generate_answers(
-        model, tokenizer, [[0, 70, 71]] * 2, GenerateSection(max_new_tokens=60), learnt_end=tokenizer.eos_token_id
+        model, tokenizer, [[0, 70, 71]] * 2, GenerateSection(max_new_tokens=60), answer_end=tokenizer.eos_token_id
     )
     assert [(answer.text, answer.end) for _, answer in answers] == [("Rest.", "run_on")] * 2
     assert "".join(tokenizer.decode(list(steps))) == "Name more bones of the arm."  # never written
@@ -568,8 +568,8 @@ def test_a_rows_own_system_turn_is_part_of_its_prompt_and_of_its_prediction(trai
     encoder = PromptEncoder(tokenizer, trained.prompt)
     encoded = encode_rows(rows, encoder)
     assert "Be brief." in tokenizer.decode(encoded[0]["input_ids"]) and encoded[1] == encoded[2]
-    sheets = {"adapter": AnswerSheet(Path("none"), answers={n: Answer("It.", 2, "end_token") for n in range(3)})}
-    questions = Questions(encoded, [], wants_answers=True, wants_losses=False, learnt_end=1)
+    sheets = {"adapter": ModelResponses(Path("none"), answers={n: Answer("It.", 2, "end_token") for n in range(3)})}
+    questions = EvaluationRequests(encoded, [], wants_answers=True, wants_losses=False, answer_end=1)
     lines = list_predictions(HeldOutRows(rows, "rows", "", {}, 0.7), questions, sheets, {}, "notice")
     assert [line["prompt"].get("system") for line in lines] == ["Be brief.", None, None]
 

@@ -8,21 +8,21 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from alpacare_sft.evaluation.answering import AnswerSheet, Questions
+from alpacare_sft.evaluation.answering import EvaluationRequests, ModelResponses
 from alpacare_sft.evaluation.generation import Answer
 from alpacare_sft.evaluation.scoreboard import _score_table
-from alpacare_sft.evaluation.scoring import MEANINGS, score_rows, summarize, summarize_scores, verdict_sentence
+from alpacare_sft.evaluation.scoring import SCORES, score_rows, summarize, summarize_scores, verdict_sentence
 from alpacare_sft.recipe.sections import EvaluateSection
 
 ROWS = [
     {"instruction": "Which bone? A) radius B) ulna", "input": "", "output": "B) ulna"},
     {"instruction": "Name a bone.", "input": "", "output": "The femur is a bone."},
 ]
-EVERYTHING = Questions([], [], wants_answers=True, wants_losses=True, learnt_end=1)
+EVERYTHING = EvaluationRequests([], [], wants_answers=True, wants_losses=True, answer_end=1)
 
 
-def sheet(*answers: Answer) -> AnswerSheet:
-    return AnswerSheet(Path("none"), losses={0: 2.0, 1: 1.0}, answers=dict(enumerate(answers)))
+def sheet(*answers: Answer) -> ModelResponses:
+    return ModelResponses(Path("none"), losses={0: 2.0, 1: 1.0}, answers=dict(enumerate(answers)))
 
 
 def test_every_answer_gets_every_score() -> None:
@@ -48,7 +48,7 @@ def test_a_score_counts_the_rows_that_it_applies_to() -> None:
     assert summary["choice_accuracy"]["n"] == 1
     assert summary["rougeL"]["n"] == 2
     assert summary["loss"]["adapter"]["mean"] == pytest.approx((2 * 2.0 + 6 * 1.0) / 8)
-    assert list(summary) == [name for name in MEANINGS if name in summary]
+    assert list(summary) == [name for name in SCORES if name in summary]
     assert [name for name, part in summary.items() if part["main"]] == ["rougeL", "loss"]
 
 
@@ -130,12 +130,12 @@ def test_the_scoreboard_tells_each_verdict_in_a_word_and_fits_80_columns(
     side: str | None, better: str | None, word: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    metrics = {name: {**part(side, 12.3), "better": better, "main": name == "loss"} for name in MEANINGS}
+    metrics = {name: {**part(side, 12.3), "better": better, "main": name == "loss"} for name in SCORES}
     scores = {"n": 100, "source": "test rows", "metrics": metrics}
     Console().print(_score_table(scores))
     told = capsys.readouterr().out
     assert max(map(len, told.splitlines())) <= 80
-    assert told.count(word) == len(MEANINGS)
+    assert told.count(word) == len(SCORES)
     assert "choice_unread " in told and "[+12.200,+12.400]" in told and "…" not in told
 
 

@@ -28,7 +28,7 @@ Encoded = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Questions:
+class EvaluationRequests:
     """What every model is asked.
 
     Attributes:
@@ -36,14 +36,14 @@ class Questions:
         general: encoded rows of no medical content, for the loss alone.
         wants_answers: whether a score needs written answers.
         wants_losses: whether the loss on the references is asked for.
-        learnt_end: token that training taught to end an answer with.
+        answer_end: token that training taught to end an answer with.
     """
 
     rows: Sequence[Encoded]
     general: Sequence[Encoded]
     wants_answers: bool
     wants_losses: bool
-    learnt_end: int
+    answer_end: int
 
     def num_beyond(self, context: int | None, max_new_tokens: int) -> int:
         """Rows of which a reference, or an answer of full length, goes past what the model has positions for."""
@@ -58,7 +58,7 @@ class Questions:
 
 
 @dataclass
-class AnswerSheet:
+class ModelResponses:
     """Answers and losses of one model, in a file that grows row by row, so that a stop loses one batch.
 
     Attributes:
@@ -69,7 +69,7 @@ class AnswerSheet:
         merge: how the adapter was joined to the base, once that is known.
         seconds: spent on all of it, stops left out.
         outdated: answers in the file that were written with other settings or versions.
-        fingerprints: by kind of response, a hash of all that decides it.
+        fingerprints: by kind of responses, a hash of all that decides it.
     """
 
     path: Path
@@ -83,28 +83,28 @@ class AnswerSheet:
     _cache: ResponseCache = field(default_factory=lambda: ResponseCache(None))
 
     @classmethod
-    def open(cls, path: Path, model: str, generate: Mapping[str, Any]) -> AnswerSheet:
-        """The sheet at a path, with those of its responses that are of the same model and settings.
+    def open(cls, path: Path, model: str, generate: Mapping[str, Any]) -> ModelResponses:
+        """The responses at a path: those that are of the same model and settings.
 
         Args:
-            path: of the sheet, which need not exist.
+            path: of the file, which need not exist.
             model: hash of all that decides a loss.
             generate: what decides an answer besides.
         """
         answer = hashlib.sha256(json.dumps([model, generate], sort_keys=True).encode()).hexdigest()
-        sheet = cls(path, fingerprints=dict.fromkeys(("loss", "general", "merge"), model) | {"answer": answer})
-        sheet._cache = ResponseCache(path)
-        for key, entry in sheet._cache.entries.items():
+        responses = cls(path, fingerprints=dict.fromkeys(("loss", "general", "merge"), model) | {"answer": answer})
+        responses._cache = ResponseCache(path)
+        for key, entry in responses._cache.entries.items():
             kind, number, fingerprint = [*key.split(":"), "", ""][:3]
-            if sheet.fingerprints.get(kind) == fingerprint:
-                sheet._take(kind, number, entry)
+            if responses.fingerprints.get(kind) == fingerprint:
+                responses._take(kind, number, entry)
             else:
-                sheet.outdated += kind == "answer"
-        return sheet
+                responses.outdated += kind == "answer"
+        return responses
 
-    def lacks(self, questions: Questions) -> bool:
+    def lacks(self, requests: EvaluationRequests) -> bool:
         """Whether something is left to ask."""
-        lacks_answers = questions.wants_answers and len(self.answers) < len(questions.rows)
+        lacks_answers = requests.wants_answers and len(self.answers) < len(requests.rows)
         if lacks_answers and self.outdated and not self.answers:
             say(
                 f"{self.path}: {self.outdated} answers were written with other settings or versions, and are requested "
@@ -112,12 +112,12 @@ class AnswerSheet:
             )
         return bool(
             lacks_answers
-            or (questions.wants_losses and len(self.losses) < len(questions.rows))
-            or len(self.general_losses) < len(questions.general)
+            or (requests.wants_losses and len(self.losses) < len(requests.rows))
+            or len(self.general_losses) < len(requests.general)
         )
 
     def add(self, kind: str, index: int, entry: Mapping[str, Any]) -> None:
-        """Keep one response: `loss`, `general`, `answer`, or `merge`."""
+        """Keep one responses: `loss`, `general`, `answer`, or `merge`."""
         self._take(kind, str(index), entry)
         self._cache.add(f"{kind}:{index}:{self.fingerprints[kind]}", entry)
 
@@ -136,64 +136,67 @@ class AnswerSheet:
         self.seconds += seconds
 
 
-def fill_sheet(
-    sheet: AnswerSheet,
-    questions: Questions,
+def collect_responses(
+    responses: ModelResponses,
+    requests: EvaluationRequests,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
     who: str,
     merge: dict[str, Any],
 ) -> None:
-    """Ask a model what its sheet lacks.
+    """Have a model answer what is not answered yet.
 
     Args:
-        sheet: continued in place.
-        questions: what to ask.
+        responses: continued in place.
+        requests: what the model is given.
         model: on its device, in evaluation mode.
         tokenizer: of the model.
         recipe: `generate`, and the seed of `train` for sampled answers.
         who: `base` or `adapter`, for the progress bar.
         merge: how the adapter was joined to the base.
     """
-    references = questions.rows if questions.wants_losses else []
-    num_answers = len(questions.rows) if questions.wants_answers else 0
+    references = requests.rows if requests.wants_losses else []
+    num_answers = len(requests.rows) if requests.wants_answers else 0
+    say(f"{who}: {len(references)} references, {len(requests.general)} general rows, {num_answers} answers")
+    began = time.perf_counter()
+
+    def add(kind: str, index: int, entry: dict[str, Any]) -> None:
+        nonlocal began
+        now = time.perf_counter()
+        responses.add(kind, index, {**entry, "seconds": round(now - began, 4)})
+        began = now
+
     with _progress() as bar:
-        say(f"{who}: {len(references)} references, {len(questions.general)} general rows, {num_answers} answers")
-        began = time.perf_counter()
-
-        def add(kind: str, index: int, entry: dict[str, Any]) -> None:
-            nonlocal began
-            now = time.perf_counter()
-            sheet.add(kind, index, {**entry, "seconds": round(now - began, 4)})
-            began = now
-
         if merge:
             add("merge", 0, merge)
         for kind, what, rows, known in (
-            ("loss", "references", references, sheet.losses),
-            ("general", "general rows", questions.general, sheet.general_losses),
+            ("loss", "references", references, responses.losses),
+            ("general", "general rows", requests.general, responses.general_losses),
         ):
             for index in bar.track(range(len(rows)), description=f"{who}: {what}"):
                 if index not in known:
-                    loss = reference_loss(model, rows[index])
-                    if not math.isfinite(loss):
-                        raise RunError(
-                            f"{who}: the loss on {what} is {loss} at number {index + 1}, so nothing can be said of it. "
-                            "In fp16 a model may overflow: score it on the CPU with --train.use_cpu true."
-                        )
-                    add(kind, index, {"loss": loss})
-        if questions.wants_answers:
-            prompts = [row["input_ids"][: row["prompt_tokens"]] for row in questions.rows]
-            task = bar.add_task(f"{who}: answers", total=len(prompts), completed=len(sheet.answers))
-            known_answers = frozenset(sheet.answers)
+                    add(kind, index, {"loss": _finite_loss(model, rows[index], f"{who}: the loss on {what}", index)})
+        if requests.wants_answers:
+            prompts = [row["input_ids"][: row["prompt_tokens"]] for row in requests.rows]
+            task = bar.add_task(f"{who}: answers", total=len(prompts), completed=len(responses.answers))
             written = generate_answers(
                 model, tokenizer, prompts, recipe.generate,
-                seed=recipe.train.seed, answered=known_answers, learnt_end=questions.learnt_end,
+                seed=recipe.train.seed, answered=frozenset(responses.answers), answer_end=requests.answer_end,
             )  # fmt: skip
             for index, answer in written:
                 add("answer", index, asdict(answer))
                 bar.advance(task)
+
+
+def _finite_loss(model: PreTrainedModel, row: Mapping[str, Any], what: str, index: int) -> float:
+    loss = reference_loss(model, row)
+    if not math.isfinite(loss):
+        raise RunError(
+            f"{what} is {loss} at number {index + 1}, so nothing can be said of it. In fp16 a model may overflow: "
+            "score it on the CPU with --train.use_cpu true."
+        )
+    return loss
 
 
 @torch.inference_mode()
@@ -206,7 +209,7 @@ def reference_loss(model: PreTrainedModel, row: Encoded) -> float:
 
 
 @contextmanager
-def told_memory() -> Iterator[None]:
+def memory_faults_reported() -> Iterator[None]:
     """Turn a GPU that is full into an error that says what is kept and what to lower.
 
     Raises:

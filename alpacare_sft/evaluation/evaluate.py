@@ -7,9 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import runtime
-from alpacare_sft.evaluation.answering import AnswerSheet, Questions, fill_sheet, told_memory
+from alpacare_sft.evaluation.answering import (
+    EvaluationRequests,
+    ModelResponses,
+    collect_responses,
+    memory_faults_reported,
+)
 from alpacare_sft.evaluation.compared_models import ComparedModels
-from alpacare_sft.evaluation.held_out import encode_rows, load_other_rows, read_general_rows, read_test_split
+from alpacare_sft.evaluation.held_out import (
+    HeldOutRows,
+    encode_rows,
+    load_other_rows,
+    read_general_rows,
+    read_test_split,
+)
 from alpacare_sft.evaluation.results import describe_circumstances, list_predictions, summarize_rows
 from alpacare_sft.evaluation.scoring import score_rows
 from alpacare_sft.evaluation.selection import Selection
@@ -58,20 +69,17 @@ def evaluate(
 ) -> Evaluation:
     """Answer and score the run's test rows, with the base first and then with its adapter.
 
-    Model, data, prompt and adapter are those of the run in `output_dir`; `generate`, `evaluate`
-    and `safety` those of the recipe given. Answers are written down as they come; an evaluation
-    that was stopped goes on where it was.
+    Answers are written down as they come; an evaluation that was stopped goes on where it was.
 
     Args:
-        recipe: with the `output_dir` of a finished run.
+        recipe: with the `output_dir` of a finished run, whose model, data, prompt and adapter are used.
         limit: score the first rows only.
-        rows: a file or Hub data set to score on in the place of the test split.
+        rows: a file or Hub data set in the place of the test split.
         adapter: a directory or Hub repository in the place of the run's adapter.
         same_base: take the base that `adapter` names for the run's, such as a mirror or a local copy of it.
 
     Raises:
-        RecipeError: if `limit` is not at least 1, `same_base` is given without `adapter`, or a metric needs what
-            is not installed.
+        RecipeError: if an argument is wrong, or a metric needs what is not installed.
         DataError: if `rows` cannot be used.
         ModelError: if `adapter` cannot be had or does not fit.
         RunError: if there is no trained adapter, or its recipe was edited since.
@@ -83,59 +91,69 @@ def evaluate(
     run = RunDirectory(recipe.output_dir)
     trained = trained_recipe(run)
     runtime.set_threads()
-    asked = load_other_rows(rows, trained, run, limit) if rows else read_test_split(run, limit)
+    held_out = load_other_rows(rows, trained, run, limit) if rows else read_test_split(run, limit)
     folder = selection.folder(run)
     with RunDirectory(folder).lock():
         models = ComparedModels(trained, recipe, run, adapter, same_base)
-        encoder = PromptEncoder(models.tokenizer, trained.prompt)
-        questions = Questions(
-            encode_rows(asked.rows, encoder),
-            encode_rows(read_general_rows(run), encoder) if "forgetting" in recipe.evaluate.metrics else [],
-            wants_answers=not {"rouge", "similarity"}.isdisjoint(recipe.evaluate.metrics),
-            wants_losses="loss" in recipe.evaluate.metrics,
-            learnt_end=encoder.end_token_id(),
-        )
-        beyond = questions.num_beyond(models.context_tokens, recipe.generate.max_new_tokens)
-        if beyond:
-            say(
-                f"{beyond} rows could go past the {models.context_tokens:,} tokens that the model reads, with their "
-                "reference or an answer of full length."
-            )
-        sheets = _fill_sheets(folder, questions, models, recipe)
-        row_scores = score_rows(asked.rows, sheets, questions, recipe.evaluate.metrics)
-        predictions = list_predictions(asked, questions, sheets, row_scores, recipe.safety.disclaimer)
+        requests = _questions(held_out, run, models, trained, recipe)
+        responses = _collect_responses(folder, requests, models, recipe)
+        row_scores = score_rows(held_out.rows, responses, requests, recipe.evaluate.metrics)
+        predictions = list_predictions(held_out, requests, responses, row_scores, recipe.safety.disclaimer)
         scores = {
-            **summarize_rows(asked, questions, sheets, row_scores, recipe),
-            "beyond_context": beyond,
-            **selection.describe(asked.unseen, asked.commit),
-            **describe_circumstances(run, models, sheets, recipe),
+            **summarize_rows(held_out, requests, responses, row_scores, recipe),
+            "beyond_context": _num_beyond(requests, models, recipe),
+            **selection.describe(held_out.unseen, held_out.commit),
+            **describe_circumstances(run, models, responses, recipe),
         }
         _save(folder, scores, predictions, recipe)
         if selection.is_whole:
             run.update_record({"scores_sha256": file_sha256(folder / "scores.json")})
-            save_card(run, dataclasses.replace(trained, hub=recipe.hub, safety=recipe.safety, generate=recipe.generate))
-            if questions.wants_answers:
-                save_review_sheets(folder, predictions, seed=recipe.train.seed, notice=recipe.safety.disclaimer)
+            _save_card_and_sheets(run, trained, recipe, predictions if requests.wants_answers else None)
         judgement = _judge(folder, predictions, recipe)
     return Evaluation(folder, scores, predictions, judgement)
 
 
-def _fill_sheets(folder: Path, questions: Questions, models: ComparedModels, recipe: Recipe) -> dict[str, AnswerSheet]:
+def _questions(
+    held_out: HeldOutRows, run: RunDirectory, models: ComparedModels, trained: Recipe, recipe: Recipe
+) -> EvaluationRequests:
+    encoder, wanted = PromptEncoder(models.tokenizer, trained.prompt), recipe.evaluate.metrics
+    requests = EvaluationRequests(
+        encode_rows(held_out.rows, encoder),
+        encode_rows(read_general_rows(run), encoder) if "forgetting" in wanted else [],
+        wants_answers=not {"rouge", "similarity"}.isdisjoint(wanted),
+        wants_losses="loss" in wanted,
+        answer_end=encoder.end_token_id(),
+    )
+    if beyond := _num_beyond(requests, models, recipe):
+        say(
+            f"{beyond} rows could go past the {models.context_tokens:,} tokens that the model reads, with their "
+            "reference or an answer of full length."
+        )
+    return requests
+
+
+def _num_beyond(requests: EvaluationRequests, models: ComparedModels, recipe: Recipe) -> int:
+    return requests.num_beyond(models.context_tokens, recipe.generate.max_new_tokens)
+
+
+def _collect_responses(
+    folder: Path, requests: EvaluationRequests, models: ComparedModels, recipe: Recipe
+) -> dict[str, ModelResponses]:
     """Ask the base first: merging changes its weights."""
     device = runtime.describe_hardware(recipe.train.use_cpu)["device"]
     told = models.describe(), installed_versions(MODEL_PACKAGES), device
-    sheets: dict[str, AnswerSheet] = {}
+    responses: dict[str, ModelResponses] = {}
     for who in ("base", "adapter") if recipe.evaluate.baseline else ("adapter",):
-        model_fingerprint = questions.fingerprint(who, *told)
-        sheet = AnswerSheet.open(folder / "answers" / f"{who}.jsonl", model_fingerprint, _deciding(recipe))
-        if sheet.lacks(questions):
-            with told_memory():
-                model, merge = (models.base(), {}) if who == "base" else models.with_adapter(questions.rows)
+        model_fingerprint = requests.fingerprint(who, *told)
+        own = ModelResponses.open(folder / "answers" / f"{who}.jsonl", model_fingerprint, _deciding(recipe))
+        if own.lacks(requests):
+            with memory_faults_reported():
+                model, merge = (models.base(), {}) if who == "base" else models.with_adapter(requests.rows)
                 with fast_cpu_layout(model):
-                    fill_sheet(sheet, questions, model, models.tokenizer, recipe, who, merge)
+                    collect_responses(own, requests, model, models.tokenizer, recipe, who, merge)
             del model  # the one copy of the weights is `models`' to free
-        sheets[who] = sheet
-    return sheets
+        responses[who] = own
+    return responses
 
 
 def _deciding(recipe: Recipe) -> dict[str, Any]:
@@ -151,6 +169,14 @@ def _save(folder: Path, scores: dict[str, Any], predictions: list[dict[str, Any]
     write_text(folder / "predictions.jsonl", format_json_lines(predictions))
     write_json(folder / "scores.json", scores)
     save_evaluation_report(folder / "report.html", scores, predictions, notice=recipe.safety.disclaimer)
+
+
+def _save_card_and_sheets(
+    run: RunDirectory, trained: Recipe, recipe: Recipe, predictions: list[dict[str, Any]] | None
+) -> None:
+    save_card(run, dataclasses.replace(trained, hub=recipe.hub, safety=recipe.safety, generate=recipe.generate))
+    if predictions is not None:
+        save_review_sheets(run.path / "eval", predictions, seed=recipe.train.seed, notice=recipe.safety.disclaimer)
 
 
 def _judge(folder: Path, predictions: list[dict[str, Any]], recipe: Recipe) -> dict[str, Any] | None:

@@ -37,15 +37,15 @@ class Answer:
     end: Literal["end_token", "length", "run_on"]
 
 
-def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, learnt_end: int) -> list[int]:
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, answer_end: int) -> list[int]:
     """Every token that ends an answer: the one learnt, the tokenizer's, and those of the model's own settings."""
     configured = model.generation_config.eos_token_id
     own = configured if isinstance(configured, list) else [configured]
-    return sorted({token for token in (learnt_end, tokenizer.eos_token_id, *own) if token is not None})
+    return sorted({token for token in (answer_end, tokenizer.eos_token_id, *own) if token is not None})
 
 
 def configure_generation(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, generate: GenerateSection, learnt_end: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, generate: GenerateSection, answer_end: int
 ) -> GenerationConfig:
     """Let a model write by what the recipe says and nothing else, greedily unless it samples.
 
@@ -63,7 +63,7 @@ def configure_generation(
         max_new_tokens=generate.max_new_tokens,
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=end_token_ids(model, tokenizer, learnt_end),
+        eos_token_id=end_token_ids(model, tokenizer, answer_end),
         **sampling,
     )
     return model.generation_config
@@ -83,7 +83,7 @@ def generate_answers(
     prompts: Sequence[Sequence[int]],
     generate: GenerateSection,
     *,
-    learnt_end: int,
+    answer_end: int,
     seed: int = 0,
     answered: Collection[int] = (),
 ) -> Iterator[tuple[int, Answer]]:
@@ -97,14 +97,14 @@ def generate_answers(
         tokenizer: of the model, with a padding token.
         prompts: token ids of each prompt, shape (P_i,).
         generate: lengths, batch size and sampling.
-        learnt_end: token that training taught to end an answer with.
+        answer_end: token that training taught to end an answer with.
         seed: of sampled answers.
         answered: indices of prompts whose answers are known; they are not answered again.
 
     Yields:
         Index of a prompt and its answer, batch by batch.
     """
-    config = configure_generation(model, tokenizer, generate, learnt_end)
+    config = configure_generation(model, tokenizer, generate, answer_end)
     ends, stops = config.eos_token_id, stops_at_a_new_question(tokenizer)
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     for start in range(0, len(order), generate.batch_size):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from alpacare_sft.evaluation.metrics import UNICODE, choice_scores, rouge_scores
 from alpacare_sft.evaluation.similarity import similarities
 
 if TYPE_CHECKING:
-    from alpacare_sft.evaluation.answering import AnswerSheet, Questions
+    from alpacare_sft.evaluation.answering import EvaluationRequests, ModelResponses
+    from alpacare_sft.evaluation.generation import Answer
     from alpacare_sft.recipe.sections import EvaluateSection
 
 # A row's scores: by metric, by model (`base`, `adapter`); a row without a value has no part in the metric.
@@ -26,41 +28,97 @@ WHAT_IT_MEASURES = "This is closeness of wording to the references. It does not 
 
 
 @dataclass(frozen=True)
-class Meaning:
-    """What a metric is, which side is the better one (`lower`, `higher`, or None), and whether rows score 0 or 1."""
+class AnsweredRows:
+    """Rows and one model's answers to them, with what several scores are read from."""
+
+    rows: Sequence[Mapping[str, Any]]
+    answers: Sequence[Answer]
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Answers as written."""
+        return [answer.text for answer in self.answers]
+
+    @cached_property
+    def references(self) -> list[str]:
+        """Answers of the data set."""
+        return [row["output"] for row in self.rows]
+
+    @cached_property
+    def rouge(self) -> dict[str, list[float]]:
+        """See `rouge_scores`."""
+        return rouge_scores(self.texts, self.references)
+
+    @cached_property
+    def choices(self) -> dict[str, list[float | None]]:
+        """See `choice_scores`."""
+        return choice_scores(self.rows, self.texts)
+
+    @cached_property
+    def length_ratios(self) -> list[float]:
+        """Words of the answer over words of the reference."""
+        split = split_words if rouge_tokenizer(self.references) == UNICODE else str.split
+        pairs = zip(self.texts, self.references, strict=True)
+        return [len(split(text)) / max(1, len(split(reference))) for text, reference in pairs]
+
+    def ends(self, end: str) -> list[float]:
+        """1 for each answer that ended so."""
+        return [float(answer.end == end) for answer in self.answers]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score, in all that table, page, card and figures need to know.
+
+    Attributes:
+        label: what it is.
+        better: `lower` or `higher`; None where neither side is the better one.
+        of: its value for each row, shape (n,), None where a row has none; a score without is not of single answers.
+        is_share: rows score 0 or 1.
+        is_main: one of the primary metrics, which `intervals.SCOPE` names.
+    """
 
     label: str
     better: str | None
+    of: Callable[[AnsweredRows], Sequence[float | None]] | None = None
     is_share: bool = False
-    is_main: bool = False  # of the few to go by, named in `intervals.SCOPE`
+    is_main: bool = False
 
 
-MEANINGS = {
-    "rougeL": Meaning("ROUGE-L F-measure", "higher", is_main=True),
-    "loss": Meaning("loss on the references, teacher forced, nats a token", "lower", is_main=True),
-    "perplexity": Meaning("perplexity on the references, teacher forced", "lower"),
-    "rouge1": Meaning("ROUGE-1 F-measure", "higher"),
-    "rouge2": Meaning("ROUGE-2 F-measure", "higher"),
-    "rougeLsum": Meaning("ROUGE-Lsum F-measure", "higher"),
-    "similarity": Meaning("BERTScore F-measure by all-MiniLM-L6-v2, likeness of tokens in context", "higher"),
-    "length_ratio": Meaning("words of the answer over words of the reference", None),
-    "cut_share": Meaning("share of answers cut at generate.max_new_tokens", "lower", is_share=True),
-    "run_on_share": Meaning("share of answers that went on with a new question, cut there", "lower", is_share=True),
-    "empty_share": Meaning("share of empty answers", "lower", is_share=True),
-    "repeated_share": Meaning(
-        "share of answers in which at least half of the four-word sequences repeat an earlier one",
-        "lower", is_share=True,
+SCORES = {
+    "rougeL": Score("ROUGE-L F-measure", "higher", lambda one: one.rouge["rougeL"], is_main=True),
+    "loss": Score("loss on the references, teacher forced, nats a token", "lower", is_main=True),
+    "perplexity": Score("perplexity on the references, teacher forced", "lower"),
+    "rouge1": Score("ROUGE-1 F-measure", "higher", lambda one: one.rouge["rouge1"]),
+    "rouge2": Score("ROUGE-2 F-measure", "higher", lambda one: one.rouge["rouge2"]),
+    "rougeLsum": Score("ROUGE-Lsum F-measure", "higher", lambda one: one.rouge["rougeLsum"]),
+    "similarity": Score("BERTScore F-measure by all-MiniLM-L6-v2, likeness of tokens in context", "higher"),
+    "length_ratio": Score("words of the answer over words of the reference", None, lambda one: one.length_ratios),
+    "cut_share": Score(
+        "share of answers cut at generate.max_new_tokens", "lower", lambda one: one.ends("length"), is_share=True
     ),
-    "choice_accuracy": Meaning(
+    "run_on_share": Score(
+        "share of answers that went on with a new question, cut there", "lower", lambda one: one.ends("run_on"),
+        is_share=True,
+    ),
+    "empty_share": Score(
+        "share of empty answers", "lower", lambda one: [float(not text) for text in one.texts], is_share=True
+    ),
+    "repeated_share": Score(
+        "share of answers in which at least half of the four-word sequences repeat an earlier one", "lower",
+        lambda one: [float(repetition(text) >= REPEATED_FROM) for text in one.texts], is_share=True,
+    ),
+    "choice_accuracy": Score(
         "share of multiple-choice rows with the right option; an answer whose option cannot be read counts as wrong",
-        "higher", is_share=True,
+        "higher", lambda one: one.choices["choice_accuracy"], is_share=True,
     ),
-    "choice_unread": Meaning(
-        "share of multiple-choice rows from whose answer no one option can be read", "lower", is_share=True
+    "choice_unread": Score(
+        "share of multiple-choice rows from whose answer no one option can be read", "lower",
+        lambda one: one.choices["choice_unread"], is_share=True,
     ),
-    "general_loss": Meaning("loss on general rows that are not medical (forgetting check)", "lower"),
+    "general_loss": Score("loss on general rows that are not medical (forgetting check)", "lower"),
 }  # fmt: skip
-"""In the order in which scores are told."""
+"""Every score, in the order in which they are shown; a new one is an entry here."""
 
 
 @dataclass(frozen=True)
@@ -96,48 +154,36 @@ GENERAL_FINDING = Finding(
 
 
 def score_rows(
-    rows: Sequence[Mapping[str, Any]], sheets: Mapping[str, AnswerSheet], questions: Questions, wanted: Sequence[str]
+    rows: Sequence[Mapping[str, Any]],
+    responses: Mapping[str, ModelResponses],
+    requests: EvaluationRequests,
+    wanted: Sequence[str],
 ) -> RowScores:
     """Every score of every row.
 
     Args:
         rows: with `instruction`, `input` and `output`, the reference.
-        sheets: filled, by model; they may hold more than is asked for now.
-        questions: what is asked for.
+        responses: filled, by model; they may hold more than is asked for now.
+        requests: what is asked for.
         wanted: metrics of the recipe, of which `similarity` is asked for here.
 
     Returns:
         By metric and model, values in the order of the rows, shape (n,); `general_loss` is apart.
     """
     scores: RowScores = {}
-    for who, sheet in sheets.items():
-        if questions.wants_losses:
-            scores.setdefault("loss", {})[who] = [sheet.losses[row] for row in range(len(rows))]
-        if questions.wants_answers:
-            for name, values in _score_answers(rows, sheet).items():
-                scores.setdefault(name, {})[who] = values
-    if questions.wants_answers and "similarity" in wanted:
-        texts = {who: [sheet.answers[row].text for row in range(len(rows))] for who, sheet in sheets.items()}
-        found = similarities(texts, [row["output"] for row in rows])
-        scores["similarity"] = {who: [*values] for who, values in found.items()}
+    places = range(len(rows))
+    if requests.wants_losses:
+        scores["loss"] = {who: [own.losses[row] for row in places] for who, own in responses.items()}
+    if requests.wants_answers:
+        answered = {who: AnsweredRows(rows, [own.answers[row] for row in places]) for who, own in responses.items()}
+        for name, score in SCORES.items():
+            if score.of:
+                scores[name] = {who: [*score.of(one)] for who, one in answered.items()}
+        if "similarity" in wanted:
+            texts = {who: one.texts for who, one in answered.items()}
+            values = similarities(texts, [row["output"] for row in rows])
+            scores["similarity"] = {who: [*column] for who, column in values.items()}
     return {name: sides for name, sides in scores.items() if any(value is not None for value in sides["adapter"])}
-
-
-def _score_answers(rows: Sequence[Mapping[str, Any]], sheet: AnswerSheet) -> dict[str, list[Any]]:
-    answers = [sheet.answers[row] for row in range(len(rows))]
-    texts, references = [answer.text for answer in answers], [row["output"] for row in rows]
-    split = split_words if rouge_tokenizer(references) == UNICODE else str.split
-    lengths = [[len(split(text)) for text in side] for side in (texts, references)]
-    ratios = [written / max(1, expected) for written, expected in zip(*lengths, strict=True)]
-    return {
-        **rouge_scores(texts, references),
-        "length_ratio": ratios,
-        "cut_share": [float(answer.end == "length") for answer in answers],
-        "run_on_share": [float(answer.end == "run_on") for answer in answers],
-        "empty_share": [float(not text) for text in texts],
-        "repeated_share": [float(repetition(text) >= REPEATED_FROM) for text in texts],
-        **choice_scores(rows, texts),
-    }
 
 
 def summarize_scores(
@@ -148,11 +194,11 @@ def summarize_scores(
     *,
     unseen: Mapping[str, str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Means, intervals and verdicts of every metric, in the order of `MEANINGS`.
+    """Means, intervals and verdicts of every metric, in the order of `SCORES`.
 
     Args:
         scores: as `score_rows` returns them.
-        num_tokens: learnt tokens of each reference, shape (n,): the loss weighs each token alike.
+        num_tokens: tokens in the loss of each reference, shape (n,): the loss weighs each token alike.
         evaluate: confidence and number of resamples.
         keep: indices of the rows to use, all by default.
         unseen: why a score that could not see the words has no verdict, by its name (`metrics.unseen_scores`).
@@ -162,19 +208,19 @@ def summarize_scores(
         with a difference `shown`, `side` and `verdict` (see `judge_difference`); `unseen` where there is no verdict.
     """
     places = range(len(num_tokens)) if keep is None else keep
-    found = {}
+    metrics = {}
     for name, sides in scores.items():
         used = [place for place in places if sides["adapter"][place] is not None]
         if not used:
             continue
         values = {who: [column[place] for place in used] for who, column in sides.items()}
         weights = [num_tokens[place] for place in used] if name == "loss" else None
-        found[name] = summarize(name, values, evaluate, weights)
+        metrics[name] = summarize(name, values, evaluate, weights)
         if name == "loss":
-            found["perplexity"] = summarize("perplexity", values, evaluate, weights)
-    for name in (unseen or {}).keys() & found.keys():
-        found[name] |= _without_verdict(found[name], (unseen or {})[name])
-    return {name: found[name] for name in MEANINGS if name in found}
+            metrics["perplexity"] = summarize("perplexity", values, evaluate, weights)
+    for name in (unseen or {}).keys() & metrics.keys():
+        metrics[name] |= _without_verdict(metrics[name], (unseen or {})[name])
+    return {name: metrics[name] for name in SCORES if name in metrics}
 
 
 def _without_verdict(part: Mapping[str, Any], reason: str) -> dict[str, Any]:
@@ -186,16 +232,16 @@ def summarize(
     name: str, values: Mapping[str, Any], evaluate: EvaluateSection, weights: Sequence[int] | None = None
 ) -> dict[str, Any]:
     """One metric's part of `scores.json`."""
-    meaning = MEANINGS[name]
+    score = SCORES[name]
     confidence, samples = evaluate.confidence, evaluate.bootstrap_samples
-    if meaning.is_share:
+    if score.is_share:
         parts = paired_shares(values, confidence)
     else:
         transform = np.exp if name == "perplexity" else None
         parts = paired_summary(values, confidence, samples, weights=weights, transform=transform)
-    told = {"n": len(values["adapter"]), "label": meaning.label, "better": meaning.better, "main": meaning.is_main}
-    judged = judge_difference(parts["difference"], meaning.better) if "difference" in parts else {}
-    return {**told, **parts, **judged}
+    about = {"n": len(values["adapter"]), "label": score.label, "better": score.better, "main": score.is_main}
+    judged = judge_difference(parts["difference"], score.better) if "difference" in parts else {}
+    return {**about, **parts, **judged}
 
 
 def verdict_sentence(metrics: Mapping[str, Mapping[str, Any]], num_rows: int, rows_told: str) -> str:

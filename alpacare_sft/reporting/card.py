@@ -25,6 +25,8 @@ from alpacare_sft.reporting.pages import SPLITS, STEPS, cleaning_notes, looked_a
 from alpacare_sft.run.directory import RunDirectory, last_name, write_text
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
+
     from alpacare_sft.recipe.loading import Recipe
     from alpacare_sft.recipe.sections import HubDataset
 
@@ -56,6 +58,47 @@ def format_card(recipe: Recipe, evidence: Evidence) -> str:
         recipe: that the adapter was trained by, with the sections `hub` and `safety` to publish by.
         evidence: what the run's directory says; what it lacks the card leaves out or says to be missing.
     """
+    recipe = pinned_recipe(recipe, evidence.record)
+    base, datasets = evidence.record["base_model"], hub_datasets(recipe.data.path, recipe.data.revision)
+    commits = [str(dataset.revision) for dataset in datasets if dataset.revision]
+    return (
+        _environment()
+        .get_template("card.md")
+        .render(
+            metadata=card_metadata(recipe, evidence),
+            recipe=recipe,
+            record=evidence.record,
+            report=evidence.report,
+            scores=evidence.scores,
+            answered=_has_answers(evidence.scores or {}),
+            scored=[] if evidence.scores is None else list(_score_rows(evidence.scores["metrics"])),
+            funnel=list(_funnel(evidence.report)),
+            notes=cleaning_notes(evidence.report),
+            settings=dict(_settings(recipe)),
+            repo_id=recipe.hub.repo_id or PLACEHOLDER,
+            base=base,
+            base_link=_link(base["name"]),
+            repacked=base["name"] == EMBEDDED_NAME and recipe.model.model_name_or_path == EMBEDDED,
+            base_license=base_license(base["name"], recipe.hub.license),
+            license=adapter_license(base["name"], recipe.hub),
+            rows_from=_source(recipe),
+            datasets=dict.fromkeys(dataset.path for dataset in datasets),
+            data_commit=", ".join(dict.fromkeys(commits)) if len(commits) == len(datasets) else "",
+            local_rows=len(datasets) + _num_packaged(recipe.data.path) < len(path_entries(recipe.data.path)),
+            pinned=" and ".join(_pinned(recipe)),
+            targets=_targets(recipe),
+            confidence=_confidence(evidence.scores),
+            data_license=data_license(recipe.data.path, recipe.hub),
+            prompt=format_sections("{instruction}", "{input}", recipe.prompt.system).rstrip("\n"),
+            code_prompt=format_sections("What helps with a cold?", "", recipe.prompt.system),
+            ends=evidence.record.get("end_token_ids"),
+            notice=" ".join(recipe.safety.disclaimer.split()),
+            version=__version__,
+        )
+    )
+
+
+def _environment() -> Environment:
     from jinja2 import ChainableUndefined, Environment, PackageLoader
 
     environment = Environment(
@@ -67,39 +110,7 @@ def format_card(recipe: Recipe, evidence: Evidence) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(count=_count, cell=_cell, literal=_literal)
-    recipe = pinned_recipe(recipe, evidence.record)
-    base, datasets = evidence.record["base_model"], hub_datasets(recipe.data.path, recipe.data.revision)
-    commits = [str(dataset.revision) for dataset in datasets if dataset.revision]
-    return environment.get_template("card.md").render(
-        metadata=card_metadata(recipe, evidence),
-        recipe=recipe,
-        record=evidence.record,
-        report=evidence.report,
-        scores=evidence.scores,
-        scored=[] if evidence.scores is None else list(_score_rows(evidence.scores["metrics"])),
-        funnel=list(_funnel(evidence.report)),
-        notes=cleaning_notes(evidence.report),
-        settings=dict(_settings(recipe)),
-        repo_id=recipe.hub.repo_id or PLACEHOLDER,
-        base=base,
-        base_link=_link(base["name"]),
-        repacked=base["name"] == EMBEDDED_NAME and recipe.model.model_name_or_path == EMBEDDED,
-        base_license=base_license(base["name"], recipe.hub.license),
-        license=adapter_license(base["name"], recipe.hub),
-        rows_from=_source(recipe),
-        datasets=dict.fromkeys(dataset.path for dataset in datasets),
-        data_commit=", ".join(dict.fromkeys(commits)) if len(commits) == len(datasets) else "",
-        local_rows=len(datasets) + _num_packaged(recipe.data.path) < len(path_entries(recipe.data.path)),
-        pinned=" and ".join(_pinned(recipe)),
-        targets=_targets(recipe),
-        confidence=_confidence(evidence.scores),
-        data_license=data_license(recipe.data.path, recipe.hub),
-        prompt=format_sections("{instruction}", "{input}", recipe.prompt.system).rstrip("\n"),
-        code_prompt=format_sections("What helps with a cold?", "", recipe.prompt.system),
-        ends=evidence.record.get("end_token_ids"),
-        notice=" ".join(recipe.safety.disclaimer.split()),
-        version=__version__,
-    )
+    return environment
 
 
 def _pinned(recipe: Recipe) -> Iterator[str]:
@@ -159,6 +170,11 @@ def _results(recipe: Recipe, scores: Mapping[str, Any]) -> Iterator[Any]:
             metric_value=side["mean"],
             metric_args={**told, "n": metric.get("n", scores["n"])},
         )
+
+
+def _has_answers(scores: Mapping[str, Any]) -> bool:
+    """Whether answers were written for the scores; version 0.1.0 did not say how ROUGE saw them."""
+    return bool(scores) and scores.get("rouge", scores["metrics"].get("rougeL")) is not None
 
 
 def _score_rows(metrics: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

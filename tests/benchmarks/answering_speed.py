@@ -63,7 +63,7 @@ def _batched(models: Any, rows: Any, recipe: Any, run: Any) -> dict[str, list[st
 
     def told(model: Any) -> list[str]:
         with fast_cpu_layout(model):
-            found = dict(generate_answers(model, models.tokenizer, prompts, recipe.generate, learnt_end=end))
+            found = dict(generate_answers(model, models.tokenizer, prompts, recipe.generate, answer_end=end))
         return [found[index].text for index in range(len(prompts))]
 
     base = told(models.base())
