@@ -67,9 +67,7 @@ def evaluate(
     adapter: str | None = None,
     same_base: bool = False,
 ) -> Evaluation:
-    """Answer and score the run's test rows, with the base first and then with its adapter.
-
-    Answers are written down as they come; an evaluation that was stopped goes on where it was.
+    """Answer and score the run's test rows, base first, then adapter; goes on where it was stopped.
 
     Args:
         recipe: with the `output_dir` of a finished run, whose model, data, prompt and adapter are used.
@@ -80,8 +78,7 @@ def evaluate(
 
     Raises:
         RecipeError: if an argument is wrong, or a metric needs what is not installed.
-        DataError: if `rows` cannot be used.
-        ModelError: if `adapter` cannot be had or does not fit.
+        DataError, ModelError: if `rows` or `adapter` cannot be used.
         RunError: if there is no trained adapter, or its recipe was edited since.
     """
     selection = Selection(limit, rows, adapter, same_base)
