@@ -8,7 +8,7 @@ INSTALLED := .venv/installed
 TEST_INSTALLED := .venv/test-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo train eval push test check bench clean
+.PHONY: help install demo train eval ask push test check dist bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z\/A-Z.]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ check: $(INSTALLED) ## lint, format and types, as CI runs them
 	$(BIN)/ruff format --check alpacare_sft tests
 	$(BIN)/mypy
 
+dist: $(INSTALLED) ## build wheel and source archive into dist/
+	$(BIN)/python -m build --outdir dist
+
 bench: $(INSTALLED) ## training speed and memory beside plain TRL, on the embedded rows
 	$(BIN)/python tests/benchmarks/training_speed.py $(ARGS)
 
@@ -72,5 +75,5 @@ alpacare_sft/recipe/upstream_sections.pyi: alpacare_sft/recipe/*.py constraints.
 	$(BIN)/python -m alpacare_sft.recipe.reference stub > $@
 
 clean: ## remove .venv and caches; runs/ stays
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
 	find alpacare_sft tests -name __pycache__ -type d -exec rm -rf {} +

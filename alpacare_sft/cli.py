@@ -18,15 +18,30 @@ from alpacare_sft.errors import AlpacareError, RecipeError, RunError, StoppedErr
 from alpacare_sft.runtime import is_main_process, local_rank, prepared_process
 
 VERBS = {
-    "train": "run a recipe: data, training, adapter; goes on where an unfinished run stopped (the default verb)",
+    "recipes": "list the recipes that come with the package, or write one into a folder",
     "data": "load, clean, split and show the rows, as the model sees them; needs no model weights",
+    "train": "run a recipe: data, training, adapter; goes on where an unfinished run stopped (the default verb)",
     "eval": "answer and score the test rows with the base and with the trained adapter",
-    "push": "publish the adapter with its model card, recipe, record and scores on the Hub, in one commit",
-    "review": "sum up review sheets that people filled: means, preferences, flags, agreement",
     "ask": "answer one question with the trained adapter, with the notice",
+    "review": "sum up review sheets that people filled: means, preferences, flags, agreement",
+    "push": "publish the adapter with its model card, recipe, record and scores on the Hub, in one commit",
     "schema": "print the JSON Schema of a recipe, for editors",
     "completion": "print what completes verbs, flags and keys in a shell",
 }
+EXAMPLES = {
+    "recipes": "alpacare-sft recipes copy demo",
+    "data": "alpacare-sft data recipes/demo.yaml",
+    "train": "alpacare-sft train recipes/demo.yaml",
+    "eval": "alpacare-sft eval recipes/demo.yaml",
+    "ask": 'alpacare-sft ask recipes/demo.yaml "What helps against a cold?"',
+    "review": "alpacare-sft review recipes/demo.yaml runs/demo/eval/review/*.csv",
+    "push": "alpacare-sft push recipes/demo.yaml --dry-run",
+    "schema": "alpacare-sft schema --output recipes/schema.json",
+    "completion": "source <(alpacare-sft completion bash)",
+}
+FIRST = "first steps, in the order of the work:\n" + "".join(
+    f"  {EXAMPLES[verb]}\n" for verb in ("recipes", "data", "train", "eval", "ask", "push")
+)
 SHELLS = ("bash", "zsh", "tcsh")
 DESCRIPTION = "Fine-tune a small instruct model on medical instructions, from one recipe."
 EPILOG = """\
@@ -44,15 +59,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="alpacare-sft",
         description=DESCRIPTION,
-        epilog=EPILOG,
+        epilog=f"{FIRST}\n{EPILOG}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"alpacare-sft {sft.__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", title="verbs")
     for verb, summary in VERBS.items():
+        example = f"example:\n  {EXAMPLES[verb]}\n\n{EPILOG}"
         sub = verbs.add_parser(
-            verb, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=EPILOG, allow_abbrev=False,
+            verb, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=example, allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         add_flags(sub, verb)
@@ -62,6 +78,11 @@ def build_parser() -> argparse.ArgumentParser:
 def add_flags(sub: argparse.ArgumentParser, verb: str) -> None:
     """The words and flags of one verb, beside the keys of the recipe."""
     sub.add_argument("--debug", action="store_true", help="show the traceback of an expected error")
+    if verb == "recipes":
+        sub.add_argument("action", choices=("list", "copy"), nargs="?", default="list")
+        sub.add_argument("name", nargs="?", help="of the recipe to write, such as demo")
+        sub.add_argument("--folder", type=Path, default=Path("recipes"), help="where to write it (default: recipes)")
+        return
     if verb == "schema":
         sub.add_argument("-o", "--output", type=Path, help="write to a file instead")
         return
@@ -156,6 +177,8 @@ def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Load the recipe and call what the verb names."""
     if options.verb == "schema":
         return print_schema(options.output, overrides)
+    if options.verb == "recipes":
+        return print_recipes(options.action, options.name, options.folder, overrides)
     if options.verb == "completion":
         return print_completion(options.shell)
     recipe = sft.load_recipe(options.recipe, overrides)
@@ -224,6 +247,28 @@ def print_schema(output: Path | None, overrides: Sequence[str]) -> int:
     return 0
 
 
+def print_recipes(action: str, name: str | None, folder: Path, overrides: Sequence[str]) -> int:
+    """Show the shipped recipes, or write one and say what to type next."""
+    from alpacare_sft.recipe.shipped import copy_recipe, shipped_recipes
+
+    if overrides or (action == "copy" and name is None):
+        fault = f"takes no overrides, got {' '.join(overrides)}" if overrides else "must name a recipe"
+        raise RecipeError(f"recipes {action} {fault}. For example: {EXAMPLES['recipes']}.")
+    if action == "list":
+        for recipe, path in shipped_recipes().items():
+            print(f"{recipe:12} {_first_sentence(path)}")
+        return 0
+    path = copy_recipe(str(name), folder)
+    print(f"written: {path}. Next: alpacare-sft train {path}")
+    return 0
+
+
+def _first_sentence(path: Path) -> str:
+    """What a recipe's first comment says of it."""
+    lines = [line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines()[1:12]]
+    return " ".join(line for line in lines if line).split(". ")[0].rstrip(".,") + "."
+
+
 def print_completion(shell: str) -> int:
     """Show the script by which a shell completes verbs, flags and the keys of a recipe."""
     from jsonargparse import ArgumentParser
@@ -243,7 +288,7 @@ def print_completion(shell: str) -> int:
         for action in sub._actions:
             if action.dest in ("recipe", "files", "rows", "adapter", "output"):
                 setattr(action, "complete", shtab.FILE)  # noqa: B010 - an attribute that shtab reads
-        if verb not in ("schema", "completion"):
+        if verb not in ("recipes", "schema", "completion"):
             add_keys(sub)
         verbs.add_subcommand(verb, sub, help=summary)
     print(parser.get_completion_script(f"shtab-{shell}"))
