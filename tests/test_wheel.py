@@ -28,17 +28,8 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in OWN:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
         copy(ROOT / name, folder / "source" / name)
-    build = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        str(folder),
-        str(folder / "source"),
-    ]
-    subprocess.run(build, check=True, capture_output=True, timeout=120)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
+    subprocess.run([*build, str(folder / "source")], check=True, capture_output=True, timeout=120)
     venv.create(folder / "env", with_pip=False)
     site = next((folder / "env" / "lib").glob("python*/site-packages"))
     (site / "others.pth").write_text(sysconfig.get_paths()["purelib"])
