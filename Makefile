@@ -1,7 +1,9 @@
 # `make demo` and `make test` each work as the only command typed on a fresh machine.
 
 PYTHON ?= python3
-RECIPE ?= recipes/demo.yaml
+# What eval, ask and push act on where RECIPE is not given: the run last trained, or the demo.
+LAST = $(patsubst %/adapter,%/recipe.yaml,$(firstword $(shell ls -td runs/*/adapter 2>/dev/null)))
+TRAINED = $(or $(RECIPE),$(LAST),recipes/demo.yaml)
 ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/installed
@@ -13,7 +15,8 @@ TEST_INSTALLED := .venv/test-installed
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z\/A-Z.]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  RECIPE=$(RECIPE) is what train, eval and push read; ARGS='--train.max_steps 20' overrides its keys."
+	@echo "  RECIPE=recipes/t4.yaml is what train reads (else the demo), and eval, ask and push (else the run last"
+	@echo "  trained, now $(TRAINED)); ARGS='--train.max_steps 20' overrides its keys."
 
 install: $(INSTALLED) ## make .venv and install the tested versions
 
@@ -33,23 +36,26 @@ $(TEST_INSTALLED): $(INSTALLED)
 demo: $(INSTALLED) ## train a small model on the embedded rows and show what changed, in minutes
 	$(BIN)/python -m alpacare_sft data recipes/demo.yaml --show 1
 	$(BIN)/python -m alpacare_sft train recipes/demo.yaml --overwrite
-	$(BIN)/python -m alpacare_sft eval recipes/demo.yaml --limit 3 --evaluate.metrics '[rouge, loss]'
+	$(BIN)/python -m alpacare_sft eval recipes/demo.yaml
 	@echo
-	@echo "next: make eval                                           score all test rows, base and adapter"
+	@echo "next: make eval ARGS=--all                                every score; the answers are saved already"
+	@echo "      make ask QUESTION='What helps against a cold?'      one answer, with the notice"
 	@echo "      make push ARGS=--dry-run                            what publishing would send, and the model card"
-	@echo "      open runs/demo/data/report.html                     where each row went"
 	@echo "      alpacare-sft train recipes/demo.yaml --lora.r 8 --output_dir runs/r8"
 	@echo "      accelerate launch -m alpacare_sft recipes/t4.yaml   the reference, on a GPU"
 	@echo "      (the last two after: source .venv/bin/activate)"
 
-train: $(INSTALLED) ## run RECIPE, or go on where it stopped
-	$(BIN)/python -m alpacare_sft train $(RECIPE) $(ARGS)
+train: $(INSTALLED) ## run RECIPE (the demo), or go on where it stopped
+	$(BIN)/python -m alpacare_sft train $(or $(RECIPE),recipes/demo.yaml) $(ARGS)
 
-eval: $(INSTALLED) ## answer and score the test rows of RECIPE's run
-	$(BIN)/python -m alpacare_sft eval $(RECIPE) $(ARGS)
+eval: $(INSTALLED) ## answer and score the test rows of the run last trained, or of RECIPE's
+	$(BIN)/python -m alpacare_sft eval $(TRAINED) $(ARGS)
 
-push: $(INSTALLED) ## publish RECIPE's adapter on the Hub; `make push ARGS=--dry-run` shows it first
-	$(BIN)/python -m alpacare_sft push $(RECIPE) $(ARGS)
+ask: $(INSTALLED) ## answer QUESTION with the adapter last trained, or with RECIPE's
+	$(BIN)/python -m alpacare_sft ask $(TRAINED) "$(QUESTION)" $(ARGS)
+
+push: $(INSTALLED) ## publish the adapter last trained, or RECIPE's; `make push ARGS=--dry-run` shows it first
+	$(BIN)/python -m alpacare_sft push $(TRAINED) $(ARGS)
 
 test: $(TEST_INSTALLED) ## every test; `make test ARGS='-m "not slow"'` the fast ones
 	$(BIN)/python -m pytest $(ARGS)

@@ -104,6 +104,7 @@ def add_flags(sub: argparse.ArgumentParser, verb: str) -> None:
     if verb == "review":
         sub.add_argument("files", nargs="+", metavar="FILE", help="filled sheets, one a person; overrides follow")
     if verb == "eval":
+        sub.add_argument("--all", action="store_true", help="show the descriptive scores, too")
         sub.add_argument("--limit", type=int, metavar="N", help="score the first N rows only")
         sub.add_argument("--rows", metavar="FILE", help="score the rows of a file instead of the test split")
         sub.add_argument("--adapter", metavar="PATH|HUB_ID", help="score another adapter of the same base")
@@ -205,7 +206,7 @@ def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
                     adapter=options.adapter,
                     same_base=options.same_base,
                 )
-            show_evaluation(scored)
+            show_evaluation(scored, every_score=options.all)
         case "review":
             sft.review_answers(recipe, options.files)
         case "ask":

@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from alpacare_sft.evaluation.answering import EvaluationRequests, ModelResponses
+from alpacare_sft.evaluation.evaluate import Evaluation
 from alpacare_sft.evaluation.generation import Answer
-from alpacare_sft.evaluation.scoreboard import _score_table
+from alpacare_sft.evaluation.scoreboard import _score_table, show_evaluation
 from alpacare_sft.evaluation.scoring import SCORES, score_rows, summarize, summarize_scores, verdict_sentence
 from alpacare_sft.recipe.sections import EvaluateSection
 
@@ -137,6 +138,24 @@ def test_the_scoreboard_tells_each_verdict_in_a_word_and_fits_80_columns(
     assert max(map(len, told.splitlines())) <= 80
     assert told.count(word) == len(SCORES)
     assert "choice_unread " in told and "[+12.200,+12.400]" in told and "…" not in told
+
+
+def test_the_terminal_shows_the_primary_metrics_and_folds_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    metrics = {name: {**part(None, 0.1), "better": "higher", "main": SCORES[name].is_main} for name in SCORES}
+    scores = {
+        "n": 100, "source": "rows", "metrics": metrics, "verdict": "v", "intervals": "i",
+        "near_duplicates": {"rows": 0},
+    }  # fmt: skip
+    result = Evaluation(tmp_path, scores, [])
+    show_evaluation(result)
+    folded = capsys.readouterr().out
+    assert "rougeL" in folded and "empty_share" not in folded and f"{len(SCORES) - 2} descriptive scores" in folded
+    assert f"open {tmp_path}/report.html" in folded
+    show_evaluation(result, every_score=True)
+    assert "empty_share" in capsys.readouterr().out
 
 
 RUSSIAN = [{"instruction": "Что это?", "input": "", "output": text} for text in ("Боль в груди.", "Кашель ночью.")]

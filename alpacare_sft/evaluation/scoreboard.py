@@ -22,24 +22,34 @@ ENDS = {"length": CUT, "run_on": " [… went on with a new question]"}
 SIDES = ("base", "adapter")
 
 
-def show_evaluation(found: Evaluation) -> None:
-    """Print three answers side by side, the scores, the verdict and where everything was written."""
+def show_evaluation(result: Evaluation, every_score: bool = False) -> None:
+    """Print three answers side by side, the scores, the verdict and the page to open.
+
+    Args:
+        result: of `evaluate`.
+        every_score: the descriptive scores as well as the primary metrics.
+    """
     console = Console()
-    scores = found.scores
-    answered = [line for line in found.predictions if "adapter" in line]
+    scores = result.scores
+    answered = [line for line in result.predictions if "adapter" in line]
     for line in answered[:SIDE_BY_SIDE]:
         console.print(_side_by_side(line))
     if answered:
         console.print(f"[italic]{escape(scores['notice'])}[/italic]\n")
-    console.print(_score_table(scores))
+    primary = {name: part for name, part in scores["metrics"].items() if part["main"]}
+    shown = scores["metrics"] if every_score or not primary else primary
+    console.print(_score_table({**scores, "metrics": shown}))
+    if hidden := len(scores["metrics"]) - len(shown):
+        console.print(f"{hidden} descriptive scores: add --all, or open the page.")
     if near := scores["near_duplicates"]["rows"]:
         console.print(f"{near:,} of {scores['n']:,} rows nearly repeat a training row; report.html has scores without.")
     console.print(f"[bold]{escape(scores['verdict'])}[/bold]")
     console.print(f"{escape(scores['intervals'])}\n")
-    if found.judgement:
-        show_judge(found.judgement)
-    files = sorted(path.name for path in found.folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    console.print(f"written to {escape(str(found.folder))}: {', '.join(files)}")
+    if result.judgement:
+        show_judge(result.judgement)
+    files = sorted(path.name for path in result.folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    console.print(f"written to {escape(str(result.folder))}: {', '.join(files)}")
+    console.print(f"[bold]open {escape(str(result.folder / 'report.html'))}[/bold]", soft_wrap=True)
 
 
 def _side_by_side(line: Mapping[str, Any]) -> Table:
