@@ -18,7 +18,7 @@ from alpacare_sft.recipe.resolved import recipe_document
 from alpacare_sft.reporting.card import format_card
 from alpacare_sft.reporting.evidence import Evidence, pinned_recipe
 from alpacare_sft.reporting.licenses import base_license
-from alpacare_sft.run.directory import CONFIG, WEIGHTS, RunDirectory, has_effect, last_name
+from alpacare_sft.run.directory import CONFIG, WEIGHTS, RunDirectory, has_effect, last_name, read_object
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe.loading import Recipe
@@ -104,9 +104,9 @@ def collect_files(
     base = without_places(evidence.record["base_model"])
     record = {**evidence.record, "base_model": base}
     evidence = dataclasses.replace(evidence, record=record)
-    config = json.loads((run.adapter / CONFIG).read_text(encoding="utf-8"))
+    config = read_object(run.adapter / CONFIG)
     config |= {"base_model_name_or_path": base["name"], "revision": base["revision"]}
-    tokenizer = json.loads((run.adapter / "tokenizer_config.json").read_text(encoding="utf-8"))
+    tokenizer = read_object(run.adapter / "tokenizer_config.json")
     files: dict[str, bytes | Path] = {
         "README.md": format_card(recipe, evidence).encode(),
         CONFIG: _json(without_places(config)),

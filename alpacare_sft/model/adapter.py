@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft.errors import ModelError, RunError, first_line
 from alpacare_sft.model.base import loading_errors_explained
 from alpacare_sft.recipe.names import is_path, is_same_name, local_path
-from alpacare_sft.run.directory import CONFIG, WEIGHTS, RunDirectory, has_effect, new_directory
+from alpacare_sft.run.directory import CONFIG, WEIGHTS, RunDirectory, has_effect, new_directory, read_object
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -159,12 +158,9 @@ def refuse_other_than_lora(folder: Path) -> None:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return read_object(folder / CONFIG)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder / CONFIG} is damaged: {error}. Copy or download it again.") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{folder / CONFIG} is damaged: it must hold an object. Copy or download it again.")
-    return config
 
 
 def attach_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:

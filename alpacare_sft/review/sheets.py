@@ -16,7 +16,7 @@ from typing import Any
 from alpacare_sft.data.equality import copy_key
 from alpacare_sft.errors import RunError
 from alpacare_sft.reporting.pages import render
-from alpacare_sft.run.directory import write_json, write_text
+from alpacare_sft.run.directory import read_object, write_json, write_text
 
 CRITERIA = ("correctness", "completeness", "clarity")
 FLAG = "could_harm"
@@ -84,7 +84,7 @@ def read_keys(folder: Path) -> list[dict[str, Any]]:
     """
     path = folder / KEY_FILE
     try:
-        newest = json.loads(path.read_text(encoding="utf-8"))
+        newest = read_object(path)
         keys = [newest, *newest.pop("earlier", [])]
         if all(key["sheet"] and key["letters"] and key["rows"] for key in keys):
             return keys

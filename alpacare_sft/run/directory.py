@@ -7,9 +7,9 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,24 +33,22 @@ LOCK_REMEDY = "Wait for it, stop it, or choose another output_dir"
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old text or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    scratch = _scratch_beside(path)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+        with scratch.open("x", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(scratch, 0o666 & ~_umask())
-        os.replace(scratch, path)
+        scratch.replace(path)
     except BaseException:
-        Path(scratch).unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
         raise
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _scratch_beside(path: Path) -> Path:
+    """A name that no file has, in the directory of `path`, which is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def file_sha256(path: Path) -> str:
@@ -78,13 +76,24 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError("it must hold an object")
+    return value
+
+
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """A scratch directory that takes the place of `path` if the body succeeds, and vanishes if not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    scratch = _scratch_beside(path)
+    scratch.mkdir()
     try:
-        scratch.chmod(0o777 & ~_umask())
         yield scratch
         old = path.with_name(f".{path.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -136,14 +145,11 @@ class RunDirectory:
             RunError: if the record is not JSON.
         """
         try:
-            record = json.loads(self.record.read_text(encoding="utf-8"))
+            return read_object(self.record)
         except FileNotFoundError:
             return {}
         except ValueError as error:
             raise RunError(f"{self.record} is not a record of a run: {error}. Move the directory away.") from error
-        if not isinstance(record, dict):
-            raise RunError(f"{self.record} is not a record of a run. Move the directory away.")
-        return record
 
     def update_record(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Merge `changes` into the record and write it; the whole record."""
