@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.errors import RecipeError
+from alpacare_sft.recipe.names import local_path
 from alpacare_sft.run.directory import file_sha256, last_name
 
 if TYPE_CHECKING:
@@ -72,11 +73,12 @@ class Selection:
 
 def _file(rows: str) -> dict[str, Any]:
     """Name and hash of a file; several files, or a data set on the Hub, have no hash here."""
-    path = Path(rows).expanduser()
-    return {"name": last_name(rows) if path.exists() else rows, "sha256": file_sha256(path) if path.is_file() else None}
+    path = local_path(rows)
+    return {"name": last_name(rows) if path else rows, "sha256": file_sha256(path) if path and path.is_file() else None}
 
 
 def _short_name(place: str) -> str:
     """The last part of a path, and of the whole enough to tell it from another of that name."""
-    whole = str(Path(place).resolve()) if Path(place).exists() else place
+    path = local_path(place)
+    whole = str(path.resolve()) if path else place
     return f"{Path(place).stem}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import __version__
@@ -17,6 +16,7 @@ from alpacare_sft.recipe.names import (
     EMBEDDED_NAME,
     DataPath,
     hub_datasets,
+    is_path,
     path_entries,
 )
 from alpacare_sft.reporting.evidence import Evidence, pinned_recipe, read_evidence
@@ -221,7 +221,7 @@ def _funnel(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _link(name: str) -> str:
     """A model's name with its page, unless it is a directory."""
-    return name if Path(name).is_absolute() else f"[{name}](https://huggingface.co/{name})"
+    return name if is_path(name) else f"[{name}](https://huggingface.co/{name})"
 
 
 def _settings(recipe: Recipe) -> Iterator[tuple[str, Any]]:
