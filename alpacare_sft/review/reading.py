@@ -13,8 +13,10 @@ from typing import Any
 from alpacare_sft.errors import DataError
 from alpacare_sft.review.sheets import CRITERIA, FLAG, sheet_columns, text_hashes, whole_cell
 
-_YES = {"yes", "y", "x", "1", "true", "wahr", "vrai"}
-_NO = {"", "no", "n", "0", "false", "falsch", "faux"}
+# What a cell may hold, in small letters, and what that means; spreadsheets write yes and no in their own language.
+_SCORES: dict[str, int | None] = {"": None, "1": 1, "2": 2, "3": 3, "4": 4, "5": 5}
+_FLAGS = dict.fromkeys(("yes", "y", "x", "1", "true", "wahr", "vrai"), True)
+_FLAGS |= dict.fromkeys(("", "no", "n", "0", "false", "falsch", "faux"), False)
 
 
 @dataclass(frozen=True)
@@ -81,27 +83,29 @@ def read_sheet(path: Path, key: Mapping[str, Any]) -> Sheet:
         raise DataError(
             f"{path} must have the columns of review.csv, got none named {named}. Fill a copy of review.csv."
         )
-    cells = [(number, {name: whole_cell(row.get(name) or "") for name in columns}) for number, row in lines[1:]]
-    names = [row["sheet"].strip() for _, row in cells]
+    # texts are compared without white space at their ends
+    cells = [(number, {name: whole_cell(row.get(name) or "").strip() for name in columns}) for number, row in lines[1:]]
+    names = [row["sheet"] for _, row in cells]
     if names and key["sheet"] not in names:
         raise DataError(
             f"{path}:{cells[0][0]}: sheet must be {key['sheet']}, got {names[0] or 'nothing'}: it was made by another "
             "evaluation. Fill the review.csv or review.html of this one."
         )
-    faults = [*_row_faults(cells, key), *_value_faults(cells, key["letters"])]
-    reviewers = {row["reviewer"].strip(): number for number, row in reversed(cells) if row["reviewer"].strip()}
+    faults = list(_row_faults(cells, key))
+    parsed = {row["id"]: _parse(row, key["letters"], number, faults) for number, row in cells}
+    reviewers = {row["reviewer"]: number for number, row in reversed(cells) if row["reviewer"]}
     if len(reviewers) > 1:
-        faults.append((max(reviewers.values()), f"reviewer must be one person, got {', '.join(sorted(reviewers))}. "
-                       "Give each a file"))  # fmt: skip
+        several = ", ".join(sorted(reviewers))
+        faults.append((max(reviewers.values()), f"reviewer must be one person, got {several}. Give each a file"))
     if faults:
         raise DataError(_format_faults(path, faults))
-    ratings = {row["id"].strip(): rating for _, row in cells if (rating := _rating(row, key["letters"]))}
+    ratings = {row_id: rating for row_id, rating in parsed.items() if rating}
     if not ratings:
         raise DataError(
             f"{path} must hold ratings, nothing is rated. Give 1 to 5 in correctness_a and the columns after."
         )
     num_rated = sum(all(len(part) == len(CRITERIA) for part in rating.scores.values()) for rating in ratings.values())
-    comments = {row["id"].strip(): row["comment"].strip() for _, row in cells if row["comment"].strip()}
+    comments = {row["id"]: row["comment"] for _, row in cells if row["comment"]}
     return Sheet(path, next(iter(reviewers), path.stem), ratings, num_rated, comments)
 
 
@@ -150,9 +154,9 @@ def _row_faults(cells: Sequence[tuple[int, Mapping[str, str]]], key: Mapping[str
     known = {str(row["id"]): row["sha256"] for row in key["rows"]}
     seen: dict[str, int] = {}
     for number, row in cells:
-        name = row["id"].strip()
-        if row["sheet"].strip() != key["sheet"]:
-            yield number, f"sheet must be {key['sheet']} in every row, got {row['sheet'].strip() or 'nothing'}"
+        name = row["id"]
+        if row["sheet"] != key["sheet"]:
+            yield number, f"sheet must be {key['sheet']} in every row, got {row['sheet'] or 'nothing'}"
         elif name not in known:
             yield number, f"id must be that of a row of the sheet, got {name or 'nothing'}"
         elif name in seen:
@@ -168,30 +172,24 @@ def _row_faults(cells: Sequence[tuple[int, Mapping[str, str]]], key: Mapping[str
         yield last, f"every row of the sheet must be there, rated or not; missing: {named}"
 
 
-def _value_faults(cells: Sequence[tuple[int, Mapping[str, str]]], letters: str) -> Iterator[tuple[int, str]]:
-    for number, row in cells:
-        for letter in letters:
-            for name in (f"{criterion}_{letter}" for criterion in CRITERIA):
-                if row[name].strip() and _score(row[name]) is None:
-                    yield number, f"{name} must be a whole number from 1 to 5, or empty, got {row[name].strip()[:40]!r}"
-            flag = row[f"{FLAG}_{letter}"].strip()
-            if flag.lower() not in _YES | _NO:
-                yield number, f"{FLAG}_{letter} must be yes, no or empty, got {flag[:40]!r}"
-        preferred = row.get("preferred", "").strip()
-        if preferred.lower() not in {"", "tie", *letters}:
-            yield number, f"preferred must be A, B, tie or empty, got {preferred[:40]!r}"
+def _parse(row: Mapping[str, str], letters: str, line: int, faults: list[tuple[int, str]]) -> Rating | None:
+    """A row's ratings, or None where nothing was entered; a cell that holds something else is added to the faults."""
 
+    def meaning(name: str, meanings: Mapping[str, Any], contract: str) -> Any:
+        text = row.get(name, "")
+        plain = re.sub(r"^([0-5])[.,]0+$", r"\1", text.lower())  # a spreadsheet may write 4 as `4.0` or `4,0`
+        if plain not in meanings:
+            faults.append((line, f"{name} must be {contract}, got {text[:40]!r}"))
+        return meanings.get(plain)
 
-def _score(text: str) -> int | None:
-    """1 to 5, also as a spreadsheet may write it (`4.0`, `4,0`)."""
-    match = re.fullmatch(r"\s*([1-5])(?:[.,]0+)?\s*", text, flags=re.ASCII)
-    return int(match[1]) if match else None
-
-
-def _rating(row: Mapping[str, str], letters: str) -> Rating | None:
-    """A row's ratings, or None where nothing was entered. The values were checked."""
-    entered = {letter: {name: _score(row[f"{name}_{letter}"]) for name in CRITERIA} for letter in letters}
-    scores = {letter: {k: v for k, v in part.items() if v is not None} for letter, part in entered.items()}
-    flags = frozenset(letter for letter in letters if row[f"{FLAG}_{letter}"].strip().lower() in _YES)
-    preferred = row.get("preferred", "").strip().lower()
+    scores = {
+        letter: {
+            criterion: score
+            for criterion in CRITERIA
+            if (score := meaning(f"{criterion}_{letter}", _SCORES, "a whole number from 1 to 5, or empty"))
+        }
+        for letter in letters
+    }
+    flags = frozenset(letter for letter in letters if meaning(f"{FLAG}_{letter}", _FLAGS, "yes, no or empty"))
+    preferred = meaning("preferred", {name: name for name in ("", "tie", *letters)}, "A, B, tie or empty")
     return Rating(scores, flags, preferred) if any(scores.values()) or flags or preferred else None
