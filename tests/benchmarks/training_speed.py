@@ -113,7 +113,7 @@ def run_side(options: argparse.Namespace) -> None:
     print("\n" + json.dumps(figures))
 
 
-def plain_trainer(config: Any, data: Any, tokenizer: Any, base: Any, lora: dict[str, Any]) -> Any:
+def plain_trainer(config: Any, data: Any, tokenizer: Any, base: Any, lora: Any) -> Any:
     """What a script on TRL alone would build: the same rows, tokens, mask, seed and adapter."""
     from peft import LoraConfig
     from trl import SFTTrainer
@@ -124,7 +124,7 @@ def plain_trainer(config: Any, data: Any, tokenizer: Any, base: Any, lora: dict[
         args=config,
         train_dataset=data.splits["train"].select_columns(["input_ids", "completion_mask"]),
         processing_class=tokenizer,
-        peft_config=LoraConfig(task_type="CAUSAL_LM", **{name: lora[name] for name in names}),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", **{name: getattr(lora, name) for name in names}),
     )
 
 
