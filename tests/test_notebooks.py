@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from alpacare_sft.model.embedded import embedded_model
+
 nbformat = pytest.importorskip("nbformat")
 
 ROOT = Path(__file__).parents[1]
@@ -60,8 +62,7 @@ def test_both_notebooks_run_to_their_end(tmp_path: Path, monkeypatch: pytest.Mon
     pages = [output for cell in trained.cells for output in cell.get("outputs", []) if "<iframe" in str(output)]
     assert len(pages) == 3 and "README.md" in text
     adapter = str(tmp_path / "runs" / "demo" / "adapter")
-    asked = execute(
-        ROOT / "recipes" / "inference.ipynb", tmp_path, ADAPTER=adapter, QUESTIONS=["What is pain?"], MAX_NEW_TOKENS=8
-    )
+    questions = {"QUESTIONS": ["What is pain?"], "MAX_NEW_TOKENS": 8, "BASE": str(embedded_model())}
+    asked = execute(ROOT / "recipes" / "inference.ipynb", tmp_path, ADAPTER=adapter, **questions)
     answer = printed(asked).split("What is pain?")[-1]
     assert "not medical advice" in answer
