@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from alpacare_sft.data.sources import EMBEDDED_FILES
-from alpacare_sft.model.base import embedded_model
+from alpacare_sft.model.embedded import embedded_model
 
 PLAIN = """
 import sys
