@@ -155,7 +155,7 @@ def test_data_shows_the_funnel_the_splits_and_the_rows(
         "straight_quotes",
         "no room for an answer",
         "validation",
-        "learnt tokens are",
+        "Tokens in the loss are",
         "written to",
     ]
     assert [words for words in wanted if words not in told] == []

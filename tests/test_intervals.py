@@ -92,7 +92,7 @@ def test_an_interval_in_words() -> None:
 
 
 def test_the_main_scores_and_the_number_of_tests_are_told() -> None:
-    assert "ROUGE-L and loss are the main scores" in SCOPE and "one in twenty" in SCOPE
+    assert "ROUGE-L and loss are the primary" in SCOPE and "one in twenty" in SCOPE
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.999])

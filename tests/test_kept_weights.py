@@ -58,12 +58,12 @@ def test_a_check_that_fails_keeps_what_was_trained_and_a_rerun_takes_it_up(
     recipe = make_recipe(*WITHOUT)
     run = recipe.output_dir
     with monkeypatch.context() as patch:
-        patch.setattr("alpacare_sft.model.adapter._learnt", lambda *_: False)
-        with pytest.raises(RunError, match=rf"learnt nothing.* What was trained is kept in {run}/adapter-unchecked"):
+        patch.setattr("alpacare_sft.model.adapter._was_trained", lambda *_: False)
+        with pytest.raises(RunError, match=rf"changed nothing.* What was trained is kept in {run}/adapter-unchecked"):
             train(recipe)
         before = kept(run)
         patch.setattr("transformers.Trainer.train", refuse_to_train)
-        with pytest.raises(RunError, match="learnt nothing"):
+        with pytest.raises(RunError, match="training changed nothing"):
             train(recipe)
     assert kept(run) == before and not (run / "adapter").exists()
     monkeypatch.setattr("transformers.Trainer.train", refuse_to_train)
@@ -92,8 +92,8 @@ def test_weights_that_are_kept_are_work_that_another_recipe_does_not_replace(
 ) -> None:
     recipe = make_recipe(*WITHOUT)
     with monkeypatch.context() as patch:
-        patch.setattr("alpacare_sft.model.adapter._learnt", lambda *_: False)
-        with pytest.raises(RunError, match="learnt nothing"):
+        patch.setattr("alpacare_sft.model.adapter._was_trained", lambda *_: False)
+        with pytest.raises(RunError, match="training changed nothing"):
             train(recipe)
     before = kept(recipe.output_dir)
     other = make_recipe(*WITHOUT, "--train.learning_rate", "0.5")

@@ -269,7 +269,7 @@ def test_a_missing_tracker_is_told_with_its_install_line(make_recipe: Make, monk
 
 def test_an_adapter_that_learnt_nothing_is_not_done(make_recipe: Make) -> None:
     recipe = make_recipe("--train.learning_rate", "1e-45", "--train.max_steps", "1")
-    with pytest.raises(RunError, match="learnt nothing"):
+    with pytest.raises(RunError, match="training changed nothing"):
         train(recipe)
     assert not (recipe.output_dir / "adapter").exists()
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import alpacare_sft
 from alpacare_sft.data.report import repetition
 from alpacare_sft.data.words import find_words, split_words, word_spans
 
@@ -50,3 +55,27 @@ def test_split_words_are_those_of_white_space_except_in_scripts_without() -> Non
 def test_a_loop_is_seen_in_a_script_without_spaces() -> None:
     assert repetition("多喝水多休息。" * 6) > 0.5
     assert repetition("血压高的病人应当少吃盐并按时服药。") == 0
+
+
+PACKAGE = Path(alpacare_sft.__file__).parent
+NOT_OURS = re.compile(
+    r"\blearnt\b|\bpassed over\b|not taken here|must hold words|became of the rows|without harm|main scores|"
+    r"called one if|runs it anew|\basked for here\b",
+    re.IGNORECASE,
+)
+
+
+def sentences() -> Iterator[tuple[str, str]]:
+    """Everything that a user reads: text of the code, pages, model card, recipes and READMEs."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield f"{path.name}:{node.lineno}", node.value
+    others = [*PACKAGE.rglob("*.md"), *PACKAGE.rglob("*.html"), *(PACKAGE.parent / "recipes").iterdir()]
+    for path in [*others, PACKAGE.parent / "README.md"]:
+        markup = r'class="[^"]*"|--learnt[\w-]*|\.learnt|\{%.*?%\}|learnt_\w+'
+        yield path.name, re.sub(markup, "", path.read_text(encoding="utf-8"))
+
+
+def test_messages_pages_and_help_use_the_terms_of_the_field() -> None:
+    assert [(place, match[0]) for place, text in sentences() if (match := NOT_OURS.search(text))] == []

@@ -1,6 +1,6 @@
 """Rows in: from the Hub, from local files or from the package, as text columns.
 
-What is wrong with a file is told with the file's name and, where it has one, the line.
+A fault of a file is reported with the file's name and, where it has one, the line.
 """
 
 from __future__ import annotations

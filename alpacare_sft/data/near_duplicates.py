@@ -41,8 +41,8 @@ def find_near_duplicates(splits: Mapping[str, Dataset], constants: Mapping[str, 
         their texts, the most alike first, at most 100.
     """
     train, test = splits["train"], splits["test"]
-    learnt, asked = _questions(train, constants), _questions(test, constants)
-    pairs = _alike(learnt, asked)
+    train_questions, test_questions = _questions(train, constants), _questions(test, constants)
+    pairs = _alike(train_questions, test_questions)
     pairs.sort(reverse=True)
     nearest: dict[int, dict[str, Any]] = {}
     for similarity, place, number in pairs:
@@ -51,7 +51,7 @@ def find_near_duplicates(splits: Mapping[str, Dataset], constants: Mapping[str, 
     return {
         "threshold": THRESHOLD,
         "method": METHOD,
-        "seen_fraction": _seen_fraction([*learnt, *asked]),
+        "seen_fraction": _seen_fraction([*train_questions, *test_questions]),
         "test_rows": len(nearest),
         "nearest": list(nearest.values()),
         "pairs": [

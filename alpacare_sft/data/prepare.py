@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from alpacare_sft.recipe.loading import Recipe
 
-# An answer whose last character closes nothing was often cut where it was made; its end token is learnt all the same.
+# An answer whose last character closes nothing was often cut where it was made; its end token still counts.
 _ENDS_OPEN = re.compile(r"[\w,;–—-]$")
 
 
@@ -147,7 +147,7 @@ def _split_summary(rows: Dataset) -> dict[str, Any]:
     if len(rows) == 0:
         return {"rows": 0}
     prompt, completion = list(rows["prompt_tokens"]), list(rows["completion_tokens"])
-    learnt = [sum(mask) for mask in rows["completion_mask"]]
+    in_loss = [sum(mask) for mask in rows["completion_mask"]]
     return {
         "rows": len(rows),
         "with_input": sum(bool(text) for text in rows["input"]),
@@ -155,8 +155,8 @@ def _split_summary(rows: Dataset) -> dict[str, Any]:
         "truncated": sum(rows["truncated"]),
         "prompt_tokens": _quantiles(prompt),
         "completion_tokens": _quantiles(completion),
-        "learnt_tokens": sum(learnt),
-        "cut_tokens": sum(completion) - sum(learnt),
+        "learnt_tokens": sum(in_loss),
+        "cut_tokens": sum(completion) - sum(in_loss),
     }
 
 

@@ -19,13 +19,13 @@ NUM_EXTREMES = 5
 
 
 def encoded_segments(row: Mapping[str, Any], tokenizer: Any) -> list[tuple[str, bool]]:
-    """Runs of a row's tokens, decoded from the ids that the model gets, and whether they are learnt."""
+    """Runs of a row's tokens, decoded from the ids that the model gets, and whether they are in the loss."""
     segments: list[tuple[list[int], bool]] = []
-    for token, learnt in zip(row["input_ids"], row["completion_mask"], strict=True):
-        if not segments or segments[-1][1] != bool(learnt):
-            segments.append(([], bool(learnt)))
+    for token, in_loss in zip(row["input_ids"], row["completion_mask"], strict=True):
+        if not segments or segments[-1][1] != bool(in_loss):
+            segments.append(([], bool(in_loss)))
         segments[-1][0].append(token)
-    return [(tokenizer.decode(ids, skip_special_tokens=False), learnt) for ids, learnt in segments]
+    return [(tokenizer.decode(ids, skip_special_tokens=False), in_loss) for ids, in_loss in segments]
 
 
 def describe_rows(splits: Mapping[str, Dataset], tokenizer: Any) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def describe_row(row: Mapping[str, Any], split: str, tokenizer: Any) -> dict[str
         "truncated": row["truncated"],
         "prompt_tokens": row["prompt_tokens"],
         "completion_tokens": row["completion_tokens"],
-        "segments": [[text, learnt] for text, learnt in encoded_segments(row, tokenizer)],
+        "segments": [[text, in_loss] for text, in_loss in encoded_segments(row, tokenizer)],
     }
 
 

@@ -201,7 +201,7 @@ def _finite_loss(model: PreTrainedModel, row: Mapping[str, Any], what: str, inde
 
 @torch.inference_mode()
 def reference_loss(model: PreTrainedModel, row: Encoded) -> float:
-    """Mean negative log-likelihood of a row's learnt tokens, in nats a token."""
+    """Mean negative log-likelihood of a row's tokens in the loss, in nats a token."""
     ids = torch.tensor([row["input_ids"]], device=model.device)
     count = sum(row["completion_mask"])
     logits = model(input_ids=ids, use_cache=False, logits_to_keep=count + 1).logits[0, :-1].float()

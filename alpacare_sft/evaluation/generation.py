@@ -38,7 +38,7 @@ class Answer:
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, answer_end: int) -> list[int]:
-    """Every token that ends an answer: the one learnt, the tokenizer's, and those of the model's own settings."""
+    """Every token that ends an answer: that of the training rows, the tokenizer's, those of the model's settings."""
     configured = model.generation_config.eos_token_id
     own = configured if isinstance(configured, list) else [configured]
     return sorted({token for token in (answer_end, tokenizer.eos_token_id, *own) if token is not None})
@@ -140,5 +140,5 @@ def begins_anew(text: str) -> bool:
 
 
 def with_notice(answer: Answer, notice: str) -> str:
-    """An answer as a person reads it, marked where the length limit cut it; never what is scored or learnt."""
+    """An answer as a person reads it, marked where the length limit cut it; never what is scored or trained on."""
     return f"{answer.text}{CUT if answer.end == 'length' else ''}\n\n{notice}"

@@ -68,8 +68,8 @@ def read_test_split(run: RunDirectory, limit: int | None) -> HeldOutRows:
     rows, train = read_rows(run.data / "test.jsonl"), read_rows(run.data / "train.jsonl")
     if not rows:
         raise RunError("data.splits.test is 0, there is nothing to score. Give it rows and train again, or use --rows.")
-    learnt = {(row["instruction"], row["input"]) for row in train}
-    if exact := sum((row["instruction"], row["input"]) in learnt for row in rows):
+    trained_on = {(row["instruction"], row["input"]) for row in train}
+    if exact := sum((row["instruction"], row["input"]) in trained_on for row in rows):
         raise RunError(f"{exact:,} test questions stand in the training rows. Train again: a draw keeps them apart.")
     respelt = _seen(rows, train)  # drawn by a version that kept only equal texts together
     unseen = "None of the test questions stands in the run's training rows."
@@ -149,11 +149,11 @@ def encode_rows(rows: list[dict[str, Any]], encoder: PromptEncoder) -> list[dict
 
 def _seen(rows: Iterable[Mapping[str, Any]], train: Iterable[Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
     """Rows whose question is that of a training row, by id, as `HeldOutRows.near` tells them."""
-    learnt = {_question(row): row["id"] for row in train}
+    trained_on = {_question(row): row["id"] for row in train}
     return {
-        row["id"]: {"id": learnt[_question(row)], "split": "train", "similarity": 1.0}
+        row["id"]: {"id": trained_on[_question(row)], "split": "train", "similarity": 1.0}
         for row in rows
-        if _question(row) in learnt
+        if _question(row) in trained_on
     }
 
 

@@ -14,8 +14,9 @@ _SEED = 20240101
 _BATCH = 1000  # resamples at once: memory stays small with many rows
 SCOPE = (
     "Intervals and p-values cover the choice of test rows. They do not cover the training seed: another training of "
-    "the same recipe would give somewhat other scores. ROUGE-L and loss are the main scores, to go by; the others "
-    "describe. Each is tested by itself: at 95 %, one in twenty scores that nothing changed would differ by chance."
+    "the same recipe would give somewhat other scores. ROUGE-L and loss are the primary "
+    "metrics, the rest are descriptive; no correction for multiple comparisons: at 95 %, one in twenty scores that "
+    "nothing changed would differ by chance."
 )
 
 

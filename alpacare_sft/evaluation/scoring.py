@@ -165,7 +165,7 @@ def score_rows(
         rows: with `instruction`, `input` and `output`, the reference.
         responses: filled, by model; they may hold more than is asked for now.
         requests: what is asked for.
-        wanted: metrics of the recipe, of which `similarity` is asked for here.
+        wanted: metrics of the recipe, of which `similarity` is computed here.
 
     Returns:
         By metric and model, values in the order of the rows, shape (n,); `general_loss` is apart.

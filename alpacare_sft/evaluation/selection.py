@@ -62,7 +62,7 @@ class Selection:
             commit: of `rows`, if they are a data set on the Hub.
         """
         if self.adapter:
-            unseen += " What the other adapter was trained on is not known here: it may have learnt them."
+            unseen += " What the other adapter was trained on is not known here: it may have been trained on them."
         return {
             "limit": self.limit,
             "complete": self.is_whole,

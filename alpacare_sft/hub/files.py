@@ -133,7 +133,7 @@ def collect_files(
 
 
 def check_weights(path: Path) -> None:
-    """Refuse weights that are no LoRA, not numbers, or never learnt.
+    """Refuse weights that are no LoRA, not numbers, or never trained.
 
     Raises:
         RunError: with the tensor's name.
@@ -154,7 +154,7 @@ def check_weights(path: Path) -> None:
         if not bool(torch.isfinite(value).all()):
             raise RunError(f"{path}: {name} holds values that are not finite. Train again with a lower learning rate.")
     if not any(bool(value.any()) for name, value in weights.items() if has_effect(name)):
-        raise RunError(f"{path} learnt nothing: every lora_B is zero. Check train.learning_rate and train again.")
+        raise RunError(f"{path} was not changed by training: every lora_B is zero. Check train.learning_rate.")
 
 
 def without_places(value: Any) -> Any:

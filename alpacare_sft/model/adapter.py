@@ -62,7 +62,7 @@ def trainable_digests(model: nn.Module) -> dict[str, str]:
 def save_adapter(
     trainer: AnswerSFTTrainer, run: RunDirectory, identity: Mapping[str, str | None], untrained: Mapping[str, str]
 ) -> None:
-    """Write the adapter beside its place, load it back, and put it there if it is whole and has learnt something.
+    """Write the adapter beside its place, load it back, and put it there if it is whole and training changed it.
 
     The trainer's state is written with it: whatever fails from here on, a rerun goes on from these weights.
 
@@ -73,7 +73,7 @@ def save_adapter(
         untrained: `trainable_digests` of the model before it was trained.
 
     Raises:
-        RunError: if what was written differs, or learnt nothing; the weights stay where they were written.
+        RunError: if what was written differs, or training changed nothing; the weights stay where they were written.
     """
     from transformers.trainer import TRAINER_STATE_NAME
 
@@ -86,8 +86,8 @@ def save_adapter(
         (folder / "README.md").unlink(missing_ok=True)  # upstream's empty card
         trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))
     fault = _difference_on_disk(model, run.unchecked_adapter / WEIGHTS)
-    if trainer.state.global_step > 0 and not _learnt(model, untrained):
-        fault = fault or "the adapter learnt nothing: no weight that has an effect changed. Check train.learning_rate."
+    if trainer.state.global_step > 0 and not _was_trained(model, untrained):
+        fault = fault or "training changed nothing: no weight that has an effect is another. Check train.learning_rate."
     if fault:
         raise RunError(f"{fault} What was trained is kept in {run.unchecked_adapter}.")
     shutil.rmtree(run.adapter, ignore_errors=True)
@@ -110,7 +110,7 @@ def _difference_on_disk(model: Any, path: Path) -> str | None:
     return f"{len(differ)} tensors of the adapter differ on disk, such as {min(differ)}. Check the disk."
 
 
-def _learnt(model: nn.Module, untrained: Mapping[str, str]) -> bool:
+def _was_trained(model: nn.Module, untrained: Mapping[str, str]) -> bool:
     now = trainable_digests(model)
     return any(has_effect(name) and digest != untrained[name] for name, digest in now.items())
 

@@ -178,7 +178,7 @@ def check_context(model: ModelSection, max_length: int) -> None:
     if context and max_length > context:
         raise RecipeError(
             f"train.max_length must be at most {context:,}, the positions of {model.model_name_or_path}, "
-            f"got {max_length:,}. Beyond them the model has learnt nothing."
+            f"got {max_length:,}. The model was never trained beyond them."
         )
 
 

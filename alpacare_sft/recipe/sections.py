@@ -286,10 +286,10 @@ class EvaluateSection:
 
 @dataclass(kw_only=True)
 class SafetySection:
-    """What a person who reads an answer is told."""
+    """What stands beside each answer that a person reads."""
 
     disclaimer: str = DISCLAIMER
-    """Notice shown with every answer that a person reads; never learnt and never scored."""
+    """Notice shown with every answer that a person reads; never trained on and never scored."""
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""Pages for people: what became of the rows, and how the training went.
+"""Pages for people: the data report, and how the training went.
 
 Each page is one HTML file that loads nothing. Wording and looks are in `templates/`, pictures in
 `pictures`; here are the numbers.
@@ -58,8 +58,8 @@ CLEANING = {
 }
 SPLITS = {
     "train": ("Training split", "Rows to learn from."),
-    "validation": ("Validation split", "Rows to compare steps of the training by; none is learnt."),
-    "test": ("Test split", "Rows held out for the scores; none is learnt."),
+    "validation": ("Validation split", "Rows to compare steps of the training by; never trained on."),
+    "test": ("Test split", "Rows held out for the scores; never trained on."),
     "unused": ("In no split", "Rows that no split asked for, or that would have put one question into two splits."),
 }
 

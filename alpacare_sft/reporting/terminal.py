@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from alpacare_sft.recipe.loading import Recipe
 
-LEARNT = "bold green underline"
+IN_LOSS = "bold green underline"
 # By prompt.system, which is null or empty where the chat template writes a system prompt of its own.
 _DEFAULT_SYSTEM = {
     None: "the chat template writes a system prompt of its own; prompt.system replaces it",
@@ -61,7 +61,7 @@ def show_data(recipe: Recipe, num_rows: int = 3) -> None:
     for index in range(min(num_rows, len(rows))):
         console.print(row_panel(rows[index], tokenizer))
     if num_rows and len(rows):
-        console.print(Text.assemble("learnt tokens are ", ("so", LEARNT), "; everything else is context."))
+        console.print(Text.assemble("Tokens in the loss are ", ("marked so", IN_LOSS), "; everything else is context."))
     console.print(f"\nwritten to {escape(str(run.data))}: train, validation and test .jsonl, report.html, report.json")
 
 
@@ -116,7 +116,7 @@ def split_table(report: Mapping[str, Any]) -> Table:
         "answers that end without a full stop": lambda split: f"{split['open_end']:,}",
         f"longer than {report['max_length']} tokens": lambda split: f"{split['truncated']:,}",
         "answer tokens cut off": lambda split: f"{split['cut_tokens']:,}",
-        "learnt tokens": lambda split: f"{split['learnt_tokens']:,}",
+        "tokens in the loss": lambda split: f"{split['learnt_tokens']:,}",
         "prompt tokens, median and longest": lambda split: _middle_and_end(split["prompt_tokens"]),
         "answer tokens, median and longest": lambda split: _middle_and_end(split["completion_tokens"]),
     }
@@ -143,15 +143,14 @@ def _middle_and_end(lengths: Mapping[str, Any]) -> str:
 
 
 def row_panel(row: Mapping[str, Any], tokenizer: Any) -> Panel:
-    """One row as the model sees it, learnt tokens marked."""
+    """One row as the model sees it, tokens in the loss marked."""
     text = Text()
-    for piece, learnt in encoded_segments(row, tokenizer):
-        text.append(piece, style=LEARNT if learnt else "dim")
-    learnt_tokens = sum(row["completion_mask"])
+    for piece, in_loss in encoded_segments(row, tokenizer):
+        text.append(piece, style=IN_LOSS if in_loss else "dim")
+    loss_tokens = sum(row["completion_mask"])
     cut = ", truncated" if row["truncated"] else ""
-    return Panel(
-        text, title=f"row {row['id']}: {len(row['input_ids'])} tokens, {learnt_tokens} learnt{cut}", title_align="left"
-    )
+    title = f"row {row['id']}: {len(row['input_ids'])} tokens, {loss_tokens} in the loss{cut}"
+    return Panel(text, title=title, title_align="left")
 
 
 def _count(value: int) -> str:

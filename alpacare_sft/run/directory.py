@@ -48,7 +48,7 @@ def write_text(path: Path, text: str) -> None:
 def _scratch_beside(path: Path) -> Path:
     """A name that no file has, in the directory of `path`, which is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    return path.parent / f".{path.name}.{secrets.token_hex(4)}"
 
 
 def file_sha256(path: Path) -> str:

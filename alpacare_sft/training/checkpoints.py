@@ -69,7 +69,7 @@ def newest_whole_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[tuple
     """The newest checkpoint that can be resumed exactly.
 
     Returns:
-        The checkpoint, or None; and the newer ones that were passed over, with the reason.
+        The checkpoint, or None; and the newer ones that were skipped, with the reason.
     """
     passed_over: list[tuple[Path, str]] = []
     for path in checkpoint_folders(folder):

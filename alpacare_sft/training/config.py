@@ -124,7 +124,7 @@ def check_labels(trainer: AnswerSFTTrainer, data: PreparedData, num_rows: int = 
     """Compare the labels that reach the model with the completion mask, on the first rows.
 
     Raises:
-        DataError: if a prompt token would be learnt, or an answer token would not.
+        DataError: if a prompt token would be in the loss, or an answer token would not.
     """
     if trainer.args.packing or trainer.args.shuffle_dataset:
         return  # rows are joined or reordered, there is no first row to compare
@@ -132,7 +132,7 @@ def check_labels(trainer: AnswerSFTTrainer, data: PreparedData, num_rows: int = 
     for index, row in enumerate(rows):
         labels = trainer.data_collator([trainer.train_dataset[index]])["labels"][0].tolist()
         wanted = [
-            token if learnt else -100 for token, learnt in zip(row["input_ids"], row["completion_mask"], strict=True)
+            token if in_loss else -100 for token, in_loss in zip(row["input_ids"], row["completion_mask"], strict=True)
         ]
         if labels[: len(wanted)] != wanted:
             raise DataError(

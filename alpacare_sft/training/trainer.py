@@ -17,10 +17,10 @@ IGNORED = -100
 
 
 def answer_mask(labels: torch.Tensor) -> torch.Tensor:
-    """Positions whose *next* token is learnt.
+    """Positions whose *next* token is in the loss.
 
     Args:
-        labels: token ids, shape (B, T); -100 where nothing is learnt.
+        labels: token ids, shape (B, T); -100 outside the loss.
 
     Returns:
         Booleans, shape (B, T); the last column is always False.
@@ -79,15 +79,15 @@ class AnswerLoss(torch.autograd.Function):
 
 def answer_loss(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`AnswerLoss` as a function."""
-    found: tuple[torch.Tensor, torch.Tensor] = AnswerLoss.apply(logits, targets)  # type: ignore[no-untyped-call]
-    return found
+    result: tuple[torch.Tensor, torch.Tensor] = AnswerLoss.apply(logits, targets)  # type: ignore[no-untyped-call]
+    return result
 
 
 class RowOrder(Sampler[int]):
     """Another sampler's order, the same in each process and after a resume; the last step filled up.
 
     accelerate 1.15 fills the last batches of several processes with rows from the beginning, which would be
-    learnt twice (`BatchSamplerShard`; without `even_batches` the processes wait for each other for ever).
+    trained on twice (`BatchSamplerShard`; without `even_batches` the processes wait for each other for ever).
 
     Args:
         inner: the order of an epoch; where it draws without a seed of its own, it is given one.
@@ -115,14 +115,14 @@ class RowOrder(Sampler[int]):
 
 
 def upstream_is_compact(device: torch.device) -> bool:
-    """Whether TRL's fused head scores the learnt positions alone there (`trl.trainer.utils`, 1.16)."""
+    """Whether TRL's fused head scores the answer positions alone there (`trl.trainer.utils`, 1.16)."""
     return device.type in ("cuda", "xpu") and importlib.util.find_spec("triton") is not None
 
 
 class AnswerSFTTrainer(SFTTrainer):
     """`SFTTrainer` that projects only answer positions where TRL would project every one.
 
-    On devices with Triton (CUDA, XPU), TRL 1.16's fused head already scores the learnt positions
+    On devices with Triton (CUDA, XPU), TRL 1.16's fused head already scores the answer positions
     alone, in vocabulary tiles; there its own path runs. Elsewhere it scores the prompt and the
     padding too (`trl.trainer.utils.add_fused_lm_head`, `compact`); there this class asks the model
     for the logits of the answer positions. Same loss, same normalisation by
@@ -179,7 +179,7 @@ class AnswerSFTTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Mean negative log-likelihood of the learnt tokens; see `SFTTrainer.compute_loss`.
+        """Mean negative log-likelihood of the tokens in the loss; see `SFTTrainer.compute_loss`.
 
         Raises:
             RunError: if the loss is not finite; names the step and the rows.
@@ -226,5 +226,5 @@ class AnswerSFTTrainer(SFTTrainer):
         begins = "; ".join(repr(self._tokenizer.decode(row[:60], skip_special_tokens=True)[:120]) for row in rows)
         return (
             f"the loss is {loss} at step {self.state.global_step + 1}, on rows that begin: {begins}. Lower "
-            "train.learning_rate, or leave fp16 for bf16 or float32; the last checkpoint is kept."
+            "train.learning_rate, or leave fp16 for bf16 or float32; the last checkpoint stays."
         )
