@@ -196,7 +196,7 @@ def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
             show_data(recipe, options.show)
         case "eval":
-            from alpacare_sft.evaluation.scoreboard import show_evaluation
+            from alpacare_sft.evaluation.terminal import show_evaluation
 
             with stopped_by_signals():
                 scored = sft.evaluate(

@@ -11,8 +11,8 @@ from rich.console import Console
 from alpacare_sft.evaluation.answering import EvaluationRequests, ModelResponses
 from alpacare_sft.evaluation.evaluate import Evaluation
 from alpacare_sft.evaluation.generation import Answer
-from alpacare_sft.evaluation.scoreboard import _score_table, show_evaluation
 from alpacare_sft.evaluation.scoring import SCORES, score_rows, summarize, summarize_scores, verdict_sentence
+from alpacare_sft.evaluation.terminal import _score_table, show_evaluation
 from alpacare_sft.recipe.sections import EvaluateSection
 
 ROWS = [
@@ -127,7 +127,7 @@ def test_few_rows_are_called_few() -> None:
         (None, "lower", "unclear"),
     ],
 )
-def test_the_scoreboard_tells_each_verdict_in_a_word_and_fits_80_columns(
+def test_the_terminal_tells_each_verdict_in_a_word_and_fits_80_columns(
     side: str | None, better: str | None, word: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -190,7 +190,7 @@ def test_without_a_base_an_unseen_score_is_told_too() -> None:
     assert "ROUGE-L 0.000 [0.000, 0.000] (nothing was seen)" in verdict_sentence(summary, 30, "test rows")
 
 
-def test_the_scoreboard_names_the_tokenizer_and_gives_no_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_terminal_names_the_tokenizer_and_gives_no_verdict(capsys: pytest.CaptureFixture[str]) -> None:
     metrics = {"rougeL": {**part("higher", 0.2), "better": "higher", "main": True, "unseen": "nothing was seen"}}
     Console(width=80).print(
         _score_table({"n": 9, "source": "rows", "metrics": metrics, "rouge": {"note": "By words."}})

@@ -101,7 +101,7 @@ ORDER = [
     "evaluation.scoring",
     "evaluation.results",
     "evaluation.evaluate",
-    "evaluation.scoreboard",
+    "evaluation.terminal",
     "evaluation.ask",
     "hub.files",
     "hub.preflight",

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 class Account(TrainerCallback, ExportableState):
-    """What a run's checkpoints keep: seconds and tokens, so that they sum over resumes, and rows per step."""
+    """Throughput: seconds and tokens that checkpoints hold, so that they sum over resumes, and rows per step.
+
+    Checkpoints name the class, so it keeps its name.
+    """
 
     def __init__(self, seconds: float = 0.0, evaluation_seconds: float = 0.0, answer_tokens: int = 0) -> None:
         self.seconds = seconds
