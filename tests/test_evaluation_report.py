@@ -53,7 +53,7 @@ def test_scores_have_intervals_p_values_and_words(tmp_path: Path) -> None:
     shown = words(page_of(tmp_path, rows).split('id="scores"')[1].split("</table>")[0])
     assert "loss loss on the references, nats a token; lower is better" in shown
     assert "2.5000 2.4500 to 2.5500 2.2400 2.1900 to 2.2900 −0.2600 −0.3000 to −0.2200 under 0.001" in shown
-    assert "lower is better; main score" in shown
+    assert "lower is better; primary metric" in shown
     assert "lower than the base's, beyond the interval" in shown
     assert (
         "Means over 10 test rows (loss and perplexity: over their tokens), below each its 95 % interval."
@@ -190,7 +190,7 @@ def test_an_answerless_evaluation_shows_its_losses(tmp_path: Path) -> None:
     del scores["metrics"]["rougeL"]
     page = page_of(tmp_path, rows, scores)
     assert "No answers were written" in page and NOTICE not in page
-    assert "Base" in page and page.count("<svg") == 2
+    assert "Base" in page and page.count("<svg") == 4  # the primary metric, and its differences row by row
 
 
 @pytest.mark.parametrize("key", sorted(set(made_up_scores(made_up_predictions(3)))))
@@ -256,3 +256,13 @@ def test_a_rows_own_system_turn_is_shown(tmp_path: Path) -> None:
     rows = made_up_predictions(3)
     rows[0]["prompt"]["system"] = "Answer as a nurse would."
     assert "Answer as a nurse would." in words(page_of(tmp_path, rows))
+
+
+def test_the_first_picture_shows_the_primary_metrics_beside_the_base(tmp_path: Path) -> None:
+    rows = made_up_predictions(8)
+    scores = made_up_scores(rows)
+    page = page_of(tmp_path, rows, scores)
+    assert page.index("Means of base and adapter and their difference") < page.index('id="scores"')
+    for part in scores["metrics"].values():
+        part.pop("difference", None)
+    assert "Means of base and adapter and their difference" not in page_of(tmp_path, rows, scores)

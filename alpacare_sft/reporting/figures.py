@@ -179,6 +179,32 @@ def draw_differences(figure: Figure, narrow: bool, panels: Sequence[Numbers]) ->
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper left", ncols=1 if narrow else 3)
 
 
+def draw_primary(figure: Figure, narrow: bool, metrics: Sequence[Numbers]) -> None:
+    """For each primary metric base, adapter and their difference, each a mean with its interval.
+
+    Each metric has `title`, and `base`, `adapter` and `difference` with `mean`, `low` and `high`.
+    """
+    grid = figure.subplots(*((2 * len(metrics), 1) if narrow else (len(metrics), 2)), squeeze=False).ravel()
+    for place, metric in enumerate(metrics):
+        sides, change = grid[2 * place : 2 * place + 2]
+        for height, (name, colour) in enumerate((("adapter", SECOND), ("base", FIRST))):
+            _interval(sides, metric[name], height, colour)
+        sides.set_yticks([0, 1], ["adapter", "base"])
+        sides.set_title(metric["title"])
+        change.axvline(0, color=INK, linewidth=1)
+        _interval(change, metric["difference"], 0, INK)
+        change.set_yticks([0], ["adapter − base"])
+        for axes, room in ((sides, 1.6), (change, 0.8)):
+            axes.set_ylim(-0.6, room)
+            axes.grid(axis="x", color=LINE)
+            axes.grid(visible=False, axis="y")
+
+
+def _interval(axes: Axes, part: Numbers, height: float, colour: str) -> None:
+    axes.plot([part["low"], part["high"]], [height, height], color=colour, linewidth=2)
+    axes.plot([part["mean"]], [height], color=colour, marker="o", markersize=7)
+
+
 def _label_axes(axes: Axes, x: str, y: str = "") -> None:
     """Labels, and whole numbers with thousands set apart on the axis below."""
     from matplotlib.ticker import MaxNLocator
