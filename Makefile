@@ -68,8 +68,8 @@ check: $(INSTALLED) ## lint, format and types, as CI runs them
 dist: $(INSTALLED) ## build wheel and source archive into dist/
 	$(BIN)/python -m build --outdir dist
 
-bench: $(INSTALLED) ## training speed and memory beside plain TRL, on the embedded rows
-	$(BIN)/python tests/benchmarks/training_speed.py $(ARGS)
+bench: $(INSTALLED) ## every benchmark beside plain TRL and plain scripts; writes tests/benchmarks/RESULTS.md
+	$(BIN)/python tests/benchmarks/run_all.py $(ARGS)
 
 recipes/README.md: alpacare_sft/recipe/*.py | $(INSTALLED) ## the reference of our keys, from the dataclasses
 	$(BIN)/python -m alpacare_sft.recipe.reference reference > $@
