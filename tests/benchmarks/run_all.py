@@ -59,10 +59,9 @@ def machine() -> str:
     model = next((line.split(":")[1].strip() for line in names.splitlines() if line.startswith("model name")), "")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU has run these"
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft", "datasets"))
-    return (
-        f"{model or platform.processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB; {gpu}. "
-        f"Python {platform.python_version()}, {versions}."
-    )
+    size = psutil.virtual_memory().total / 2**30
+    hardware = f"{model or platform.processor()}, {os.cpu_count()} cores, {size:.0f} GiB; {gpu}."
+    return f"{hardware} Python {platform.python_version()}, {versions}."
 
 
 def main() -> None:
