@@ -248,6 +248,12 @@ def schema() -> dict[str, Any]:
     return dict(json.loads(json.dumps(recipe_schema(), default=str)))
 
 
+def test_an_empty_word_is_empty_text_and_not_null(tmp_path: Path) -> None:
+    words = ["--prompt.system", "", "--output_dir", str(tmp_path)]
+    assert load_recipe(ROOT / "recipes" / "demo.yaml", words).prompt.system == ""
+    assert load_recipe(ROOT / "recipes" / "demo.yaml", ["--prompt.system", "null"]).prompt.system is None
+
+
 def test_the_reference_of_the_keys_is_not_stale() -> None:
     assert (ROOT / "recipes" / "README.md").read_text(encoding="utf-8") == recipe_reference(), "make recipes/README.md"
 

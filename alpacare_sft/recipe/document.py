@@ -173,7 +173,12 @@ def parse_overrides(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _override_value(text: str) -> Any:
-    """A word of the command line as YAML; a sentence with `: `, ` #` or a leading dash in it stays text."""
+    """A word of the command line as YAML; a sentence with `: `, ` #` or a leading dash in it stays text.
+
+    An empty word is empty text, which is not null: `--prompt.system ""` is an empty system turn.
+    """
+    if not text:
+        return text
     try:
         value = parse_yaml(text)[0]
     except yaml.YAMLError:
