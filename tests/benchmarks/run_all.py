@@ -81,7 +81,7 @@ def main() -> None:
         if words:
             command = [sys.executable, str(HERE / words[0]), *words[1:], "--repeats", str(options.repeats)]
             done = subprocess.run(command, capture_output=True, text=True)
-            text = done.stdout.strip() if done.returncode == 0 else f"failed: {done.stderr.strip()[-500:]}"
+            text = done.stdout.strip("\n") if done.returncode == 0 else f"failed: {done.stderr.strip()[-500:]}"
         else:
             text = run_start(options.repeats)
         print(text, flush=True)
