@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,13 @@ def test_rows_are_encoded_as_far_as_the_draw_needs_them(
     needed = counts["train"] + counts["validation"] + counts["test"]
     assert counts["looked_at"] == (needed if overflow == "truncate_output" else 50)
     assert counts["unused"] == 50 - needed
+
+
+def test_too_few_rows_for_want_of_copies_say_how_many_were_dropped(
+    make_recipe: Any, tokenizer: Any, write_rows: Any
+) -> None:
+    texts = ["Où est la fièvre ?", unicodedata.normalize("NFD", "Où est la fièvre ?")]
+    rows = [{"instruction": f"{text} {n}", "output": f"It is sign {n}."} for n in range(6) for text in texts]
+    words = ("--data.splits.train", "8", "--data.splits.validation", "2", "--data.splits.test", "2")
+    with pytest.raises(DataError, match=r"and 6 are left after cleaning.* 6 rows were dropped as copies of others\.$"):
+        prepare_data(make_recipe("--data.path", str(write_rows(rows)), *words), tokenizer)

@@ -89,7 +89,7 @@ def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedData
         drawn, held_out = split_parts(cleaned, recipe.data.splits, recipe.data.seed, encoded.retain)
     except DataError as error:
         encoded.counts()  # too few rows may be left because too many were dropped, or look alike without their input
-        raise DataError(f"{error} {input_hint(sources)}".rstrip()) from None
+        raise DataError(" ".join(filter(None, (str(error), _copies_hint(steps), input_hint(sources))))) from None
     dropped = encoded.counts()
     splits = {name: encoded.select(drawn[name]) for name in SPLITS}
     available = len(cleaned) - dropped["no_answer"] - dropped["too_long"] - held_out
@@ -123,6 +123,12 @@ def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedData
         "near_duplicates": find_near_duplicates(splits, recipe.data.constants),
     }
     return PreparedData(splits, report)
+
+
+def _copies_hint(steps: Sequence[Mapping[str, Any]]) -> str:
+    """How many rows are missing because they are copies."""
+    copies = sum(step["dropped"] for step in steps if step["name"].startswith("drop_duplicates"))
+    return f"{copies:,} rows were dropped as copies of others." if copies else ""
 
 
 def _no_row_left(loaded: int, steps: Sequence[Mapping[str, Any]]) -> str:
