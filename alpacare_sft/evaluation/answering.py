@@ -157,8 +157,8 @@ def collect_responses(
         merge: how the adapter was joined to the base.
     """
     references = requests.rows if requests.wants_losses else []
-    num_answers = len(requests.rows) if requests.wants_answers else 0
-    say(f"{who}: {len(references)} references, {len(requests.general)} general rows, {num_answers} answers")
+    prompts = [row["input_ids"][: row["prompt_tokens"]] for row in requests.rows] if requests.wants_answers else []
+    say(f"{who}: {len(references)} references, {len(requests.general)} general rows, {len(prompts)} answers")
     began = time.perf_counter()
 
     def add(kind: str, index: int, entry: dict[str, Any]) -> None:
@@ -177,8 +177,7 @@ def collect_responses(
             for index in bar.track(range(len(rows)), description=f"{who}: {what}"):
                 if index not in known:
                     add(kind, index, {"loss": _finite_loss(model, rows[index], f"{who}: the loss on {what}", index)})
-        if requests.wants_answers:
-            prompts = [row["input_ids"][: row["prompt_tokens"]] for row in requests.rows]
+        if prompts:
             task = bar.add_task(f"{who}: answers", total=len(prompts), completed=len(responses.answers))
             written = generate_answers(
                 model, tokenizer, prompts, recipe.generate,
