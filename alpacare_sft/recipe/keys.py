@@ -72,6 +72,16 @@ def entry_section(annotation: Any) -> type | None:
     return None
 
 
+def is_required(item: dataclasses.Field[Any]) -> bool:
+    """Whether a key has no default."""
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+
+
+def default_of(item: dataclasses.Field[Any]) -> Any:
+    """The default of a key that is not required."""
+    return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+
+
 def leaves(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Dotted key and value of everything that a document sets, into the sections within sections; known keys alone."""
     for section, keys in known_keys().items():

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 from alpacare_sft.errors import RecipeError
 from alpacare_sft.recipe import rules
-from alpacare_sft.recipe.keys import nested_section, section_types
+from alpacare_sft.recipe.keys import default_of, is_required, nested_section, section_types
 from alpacare_sft.recipe.reference import TOP_KEYS, field_docs
 from alpacare_sft.recipe.upstream import upstream_fields
 from alpacare_sft.recipe.validation import RESUME
@@ -62,13 +62,9 @@ def _keys_of(name: str, section: type) -> Iterator[tuple[str, Any, str, str]]:
 
 
 def _default(item: dataclasses.Field[Any]) -> str:
-    if item.default is not dataclasses.MISSING:
-        value = item.default
-    elif item.default_factory is not dataclasses.MISSING:
-        value = item.default_factory()
-    else:
+    if is_required(item):
         return "; required"
-    return f"; default: {json.dumps(plain_value(value), ensure_ascii=False)}"
+    return f"; default: {json.dumps(plain_value(default_of(item)), ensure_ascii=False)}"
 
 
 def help_of_keys(beginning: str) -> str:

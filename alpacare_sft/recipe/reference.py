@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import Any, get_type_hints
 
 from alpacare_sft.recipe import rules, sections
-from alpacare_sft.recipe.keys import SECTIONS, nested_section, section_types
+from alpacare_sft.recipe.keys import SECTIONS, default_of, is_required, nested_section, section_types
 from alpacare_sft.recipe.upstream import flatten
 from alpacare_sft.recipe.validation import RESUME, recipe_model
 from alpacare_sft.recipe.values import describe_type
@@ -42,7 +42,7 @@ def recipe_schema() -> dict[str, Any]:
         for key, text in field_docs(section).items():
             part["properties"][key]["description"] = text
     for name, refused in rules.REFUSED.items():
-        part = definitions[f"{name.title()}Section"]
+        part = definitions[section_types()[name].__name__]
         part["properties"] = {key: value for key, value in part["properties"].items() if key not in refused}
         part["additionalProperties"] = False
     for key, text in TOP_KEYS.items():
@@ -126,12 +126,9 @@ def _upstream_reference() -> Iterator[str]:
 
 
 def _default(item: dataclasses.Field[Any]) -> str:
-    if item.default is not dataclasses.MISSING:
-        value = item.default
-    elif item.default_factory is not dataclasses.MISSING:
-        value = item.default_factory()
-    else:
+    if is_required(item):
         return "required"
+    value = default_of(item)
     if value is None:
         return "`null`"
     text = str(value).lower() if isinstance(value, bool) else json.dumps(value, ensure_ascii=False)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal
 
 from yaml import YAMLError
 
@@ -16,6 +16,7 @@ from alpacare_sft.recipe import rules
 from alpacare_sft.recipe.document import apply_overrides, parse_yaml
 from alpacare_sft.recipe.keys import (
     entry_section,
+    is_required,
     key_type,
     known_keys,
     leaves,
@@ -23,8 +24,7 @@ from alpacare_sft.recipe.keys import (
     nested_section,
     section_types,
 )
-from alpacare_sft.recipe.upstream import flatten
-from alpacare_sft.recipe.values import describe_type, quotes_remedy, show_value
+from alpacare_sft.recipe.values import describe_type, plain_types, quotes_remedy, show_value
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -47,17 +47,16 @@ def recipe_model() -> type[BaseModel]:
     config = ConfigDict(extra="forbid", protected_namespaces=())
     fields: dict[str, Any] = {}
     for name, section in section_types().items():
-        required = any(_is_required(item) for item in dataclasses.fields(section))
+        required = any(is_required(item) for item in dataclasses.fields(section))
         fields[name] = (section, ... if required else Field(default_factory=section))
     return create_model("Recipe", __config__=config, **fields, output_dir=(str, ...), resume=(RESUME, "auto"))
 
 
-def _is_required(item: dataclasses.Field[Any]) -> bool:
-    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-
-
 def validate(document: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[Fault]]:
     """Values of each section, and the faults.
+
+    Args:
+        document: a section without keys as an empty mapping.
 
     Returns:
         The sections as their dataclasses, `output_dir` and `resume`; None if there is a fault. And the faults
@@ -65,7 +64,7 @@ def validate(document: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[F
     """
     from pydantic import ValidationError
 
-    document = {key: {} if value is None and key in known_keys() else value for key, value in document.items()}
+    document = dict(document)
     refused = [fault for section in ("train", "lora") for fault in _refused(section, document.get(section))]
     for section, key in (("model", "model_name_or_path"), ("data", "path")):
         if isinstance(values := document.setdefault(section, {}), dict):
@@ -93,8 +92,7 @@ def _refused(section: str, values: Any) -> Iterator[Fault]:
 def _numbers_in_quotes(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Keys that hold no text and are given `"2e-4"`, with what the text says."""
     for dotted, value in leaves(document):
-        kinds = {get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in flatten(key_type(dotted))}
-        if isinstance(value, str) and kinds <= {int, float, bool, type(None)}:
+        if isinstance(value, str) and plain_types(key_type(dotted)) <= {int, float, bool, type(None)}:
             with suppress(YAMLError):
                 yield dotted, parse_yaml(value)[0]
 

@@ -23,6 +23,11 @@ def _plain(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
+def plain_types(annotation: Any) -> set[Any]:
+    """The members of a union, without the bounds that they are annotated with."""
+    return {_plain(part) for part in flatten(annotation)}
+
+
 def plain_value(value: Any) -> Any:
     """A value as YAML and JSON hold it: enums by their value, sets sorted, objects as mappings."""
     if isinstance(value, enum.Enum):  # set in Python
@@ -68,7 +73,7 @@ def describe_type(annotation: Any) -> str:
 
 def quotes_remedy(value: Any, annotation: Any) -> str:
     """What to do about a number or a truth value that stands for text, such as a commit `1234567`."""
-    plain = {_plain(part) for part in flatten(annotation)}
+    plain = plain_types(annotation)
     wants_text = str in plain and not plain & {int, float}
     return " Put it in quotes." if wants_text and isinstance(value, int | float) else ""
 
