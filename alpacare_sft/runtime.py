@@ -61,7 +61,7 @@ def prepared_process() -> Iterator[None]:
         _stop_reports(stack)
         if not sys.stderr.isatty():
             _hide_progress_bars(stack)
-        if "TOKENIZERS_PARALLELISM" not in os.environ:  # else tokenizers warns at each fork of datasets.map
+        if "TOKENIZERS_PARALLELISM" not in os.environ:  # else tokenizers warns at each later fork, as of a data loader
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
             stack.callback(os.environ.pop, "TOKENIZERS_PARALLELISM", None)
         if torch := sys.modules.get("torch"):

@@ -43,14 +43,15 @@ def dataset(rows: Sequence[tuple[str | None, str | None, str | None]]) -> Any:
 
 def cleaned(rows: Sequence[Any], **steps: Any) -> tuple[list[Any], list[tuple[str, int, int]]]:
     """Rows kept, and each step with what it dropped and changed; every step is off but those named."""
-    kept, told = clean_rows(dataset(rows), CleanSection(**{**OFF, **steps}))
+    result = clean_rows(dataset(rows), CleanSection(**{**OFF, **steps}))
+    kept = result.rows
     texts = list(zip(kept["instruction"], kept["input"], kept["output"], strict=True))
-    return texts, [(step["name"], step["dropped"], step["changed"]) for step in told]
+    return texts, [(step["name"], step["dropped"], step["changed"]) for step in result.steps]
 
 
 @pytest.fixture(scope="module")
 def dirty() -> Any:
-    return load_rows(DataSection(path="embedded_dirty")).rows
+    return load_rows(DataSection(path="embedded_dirty")).columns
 
 
 @pytest.mark.parametrize("step", [strip, collapse_all, collapse_lines, remove_non_printable, straighten_quotes])
@@ -164,7 +165,7 @@ def test_a_row_with_another_system_turn_is_no_copy() -> None:
     rows = [
         {"id": n, "system": system, **texts} for n, system in enumerate(["Be brief.", None, "Be brief.", "Be kind."])
     ]
-    kept, _ = clean_rows(Dataset.from_list(rows), CleanSection(**{**OFF, "drop_duplicates": True}))
+    kept = clean_rows(Dataset.from_list(rows), CleanSection(**{**OFF, "drop_duplicates": True})).rows
     assert list(kept["id"]) == [0, 1, 3]
 
 
@@ -193,14 +194,15 @@ DIRTY_DROPPED = [0, 1, 2, 3, 5, 6, 7, 8, 10, 11, 13, 14, 16, 23, 24, 25]
 
 
 def test_the_dirty_rows_show_every_step_in_its_order(dirty: Any) -> None:
-    kept, steps = clean_rows(dirty, CleanSection())
-    assert [tuple(step.values()) for step in steps] == DIRTY_STEPS
+    result = clean_rows(dirty, CleanSection())
+    kept = result.rows
+    assert [tuple(step.values()) for step in result.steps] == DIRTY_STEPS
     assert sorted(set(range(42)) - set(kept["id"])) == DIRTY_DROPPED
     assert not [text for column in ("instruction", "input", "output") for text in kept[column] if text is None]
 
 
 def test_dirty_rows_come_out_as_a_person_would_write_them(dirty: Any) -> None:
-    kept, _ = clean_rows(dirty, CleanSection())
+    kept = clean_rows(dirty, CleanSection()).rows
     rows = {row["id"]: row for row in kept}
     assert rows[17]["instruction"] == 'What does the term "benign" mean?'
     assert rows[19]["output"] == "A tendon is a tough cord of fibrous tissue that joins muscle to bone."
@@ -215,14 +217,14 @@ def test_dirty_rows_come_out_as_a_person_would_write_them(dirty: Any) -> None:
 @pytest.mark.parametrize("path", ["embedded", "embedded_dirty"])
 def test_cleaning_twice_is_cleaning_once(path: str, keep_newlines: bool) -> None:
     clean = CleanSection(keep_newlines=keep_newlines)
-    once, _ = clean_rows(load_rows(DataSection(path=path)).rows, clean)
-    twice, steps = clean_rows(once, clean)
-    assert twice.to_list() == once.to_list()
-    assert {(step["dropped"], step["changed"]) for step in steps} == {(0, 0)}
+    once = clean_rows(load_rows(DataSection(path=path)).columns, clean).rows
+    twice = clean_rows(once, clean)
+    assert twice.rows.to_list() == once.to_list()
+    assert {(step["dropped"], step["changed"]) for step in twice.steps} == {(0, 0)}
 
 
 def test_the_embedded_rows_are_clean() -> None:
-    _, steps = clean_rows(load_rows(DataSection(path="embedded")).rows, CleanSection())
+    steps = clean_rows(load_rows(DataSection(path="embedded")).columns, CleanSection()).steps
     assert {(step["dropped"], step["changed"]) for step in steps} == {(0, 0)}
 
 
@@ -240,5 +242,5 @@ def test_white_space_around_an_invisible_character_is_one_run_once_it_is_gone() 
             "output": ["One \u200b two.\n\n\u200b\n\n\nThree."],
         }
     )
-    cleaned, _ = clean_rows(rows, CleanSection())
+    cleaned = clean_rows(rows, CleanSection()).rows
     assert cleaned[0]["output"] == "One two.\n\nThree."

@@ -32,7 +32,7 @@ def read(tmp_path: Path) -> Callable[..., LoadedRows]:
 
 
 def texts(loaded: LoadedRows) -> list[tuple[str | None, ...]]:
-    rows = loaded.rows
+    rows = loaded.columns
     return list(zip(rows["instruction"], rows["input"], rows["output"], strict=True))
 
 
@@ -226,7 +226,7 @@ def test_types_of_later_rows_never_matter(read: Callable[..., LoadedRows]) -> No
     rows = [*[early] * 500, early | {"input": "a note", "seen": "unknown", "n": [{"a": 1}]}]
     loaded = read(lines(*rows), ".jsonl")
     assert texts(loaded)[-1] == ("What?", "a note", "That.")
-    assert set(loaded.rows["input"][:500]) == {None}
+    assert set(loaded.columns["input"][:500]) == {None}
     assert loaded.sources[0]["unused_columns"] == ["seen", "n"]
 
 
@@ -285,7 +285,7 @@ def test_what_is_read_belongs_to_the_content_not_to_the_time(tmp_path: Path) -> 
     for word in ("vein", "bone"):
         path.write_text(lines({"instruction": "What?", "output": word}), encoding="utf-8")
         os.utime(path, (1, 1))
-        assert list(load_rows(DataSection(path=str(path))).rows["output"]) == [word]
+        assert list(load_rows(DataSection(path=str(path))).columns["output"]) == [word]
 
 
 def test_a_fault_of_the_disk_is_not_one_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from alpacare_sft.evaluation.held_out import GENERAL_ROWS, read_general_rows, read_rows, read_test_split
+from alpacare_sft.evaluation.held_out import GENERAL_ROWS, read_general_rows, read_test_split
 from alpacare_sft.run.directory import RunDirectory, file_sha256, write_json
+from alpacare_sft.run.json_lines import read_json_lines
 
 FEVER = {"instruction": "Où siège la fièvre ?", "input": "38 °C, 5 µg", "output": "Ici."}
 COUGH = {"instruction": "What helps a cough?", "input": "", "output": "Tea."}
@@ -45,7 +46,7 @@ def test_rows_that_were_not_seen_are_said_to_be_unseen(tmp_path: Path) -> None:
 
 
 def test_general_rows_that_were_trained_on_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    general = read_rows(GENERAL_ROWS)
+    general = read_json_lines(GENERAL_ROWS)
     assert read_general_rows(run_of(tmp_path / "without", [COUGH], [FEVER])) == general
     learnt = [{**row, "instruction": row["instruction"].upper()} for row in general[:2]]
     assert read_general_rows(run_of(tmp_path / "with", [COUGH, *learnt], [FEVER])) == []

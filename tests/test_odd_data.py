@@ -25,9 +25,9 @@ CSV = "instruction,input,output\n" + "".join(f"{row['instruction']},,{row['outpu
 
 
 def loaded(path: str | Path | list[str], **keys: Any) -> list[Row]:
-    rows = load_rows(DataSection(path=path if isinstance(path, list) else str(path), **keys)).rows
-    assert rows.column_names == ["instruction", "input", "output", "id"]
-    assert list(rows["id"]) == list(range(len(rows)))
+    rows = load_rows(DataSection(path=path if isinstance(path, list) else str(path), **keys)).columns
+    assert list(rows) == ["instruction", "input", "output", "id"]
+    assert rows["id"] == list(range(len(rows["id"])))
     return list(zip(rows["instruction"], rows["input"], rows["output"], strict=True))
 
 
@@ -133,7 +133,7 @@ def test_a_constant_stands_in_for_what_is_missing_or_empty_and_is_counted(write_
     rows = [{"instruction": text, "output": "That."} for text in ("What?", "", None, "  ")]
     data = DataSection(path=str(write_rows(rows)), constants={"instruction": "Answer.", "input": "Nothing else."})
     loaded = load_rows(data)
-    filled, counts = loaded.rows, loaded.filled
+    filled, counts = loaded.columns, loaded.filled
     assert list(filled["instruction"]) == ["What?", "Answer.", "Answer.", "Answer."]
     assert list(filled["input"]) == ["Nothing else."] * 4
     assert counts == {"instruction": 3, "input": 4}

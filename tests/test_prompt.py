@@ -68,7 +68,7 @@ def test_training_begins_with_the_very_ids_of_the_evaluation_prompt(
     tokenizer: Any, form: str, row: dict[str, str]
 ) -> None:
     one = encoder(tokenizer, format=form)
-    prompt, completion = one.encode_prompt(row["instruction"], row["input"]), one.encode_completion(row["output"])
+    prompt, completion = one.encode_prompt(row["instruction"], row["input"]), one.encode_completions([row["output"]])[0]
     encoded = one.encode_row(row, 512)
     assert encoded["input_ids"] == prompt + completion
     assert (encoded["prompt_tokens"], encoded["completion_tokens"]) == (len(prompt), len(completion))
@@ -324,9 +324,9 @@ def words_alone(*words: str) -> Any:
 
 def test_a_control_token_that_the_vocabulary_makes_of_plain_text_is_refused() -> None:
     one = encoder(words_alone("fever"))
-    assert one.encode_completion("fever unknown") == [2, 0, 1]  # what is not known is text
+    assert one.encode_completions(["fever unknown"])[0] == [2, 0, 1]  # what is not known is text
     with pytest.raises(ModelError, match=r"</s>.*Take that text out of the rows"):
-        one.encode_completion("fever </s> fever")
+        one.encode_completions(["fever </s> fever"])
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -418,3 +418,7 @@ def test_data_shows_the_default_system_prompt_and_the_report_holds_it(
     assert told in shown and DEFAULT in shown
     assert report["prompt"]["default_system"] == DEFAULT
     assert DEFAULT in (tmp_path / "run" / "data" / "report.html").read_text(encoding="utf-8")
+
+
+def test_no_rows_are_no_ids(tokenizer: Any) -> None:
+    assert PromptEncoder(tokenizer, PromptSection()).encode_rows([], 8) == []

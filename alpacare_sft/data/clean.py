@@ -62,13 +62,7 @@ class CleanedRows:
     notes: dict[str, dict[str, Any]]
 
 
-def clean_rows(rows: Dataset | Columns, clean: CleanSection) -> tuple[Dataset, list[dict[str, Any]]]:
-    """The rows and steps of `clean_with_notes`."""
-    result = clean_with_notes(rows, clean)
-    return result.rows, result.steps
-
-
-def clean_with_notes(rows: Dataset | Columns, clean: CleanSection) -> CleanedRows:
+def clean_rows(rows: Dataset | Columns, clean: CleanSection) -> CleanedRows:
     """Clean rows.
 
     Args:

@@ -15,7 +15,7 @@ from alpacare_sft.errors import DataError
 from alpacare_sft.recipe.sections import ROW_COLUMNS, TEXT_COLUMNS, DataSection
 
 MAPPED_COLUMNS = ROW_COLUMNS[1:]
-NUM_NAMES = 20  # shown of a table of many columns
+NUM_NAMES = 20  # shown of many columns
 NUM_PROBED = 100  # rows whose values say whether a column is text
 # Names that public sets of instructions give these columns, the surest first.
 _LIKELY = {
@@ -50,6 +50,11 @@ class TextRows:
 def needed_columns(data: DataSection) -> set[str]:
     """The names that a source must give its columns."""
     return {data.columns.get(ours, ours) for ours in ("instruction", "output") if ours not in data.constants}
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Names of columns for a person, the first of many."""
+    return ", ".join([*names[:NUM_NAMES], *(["…"] if len(names) > NUM_NAMES else [])])
 
 
 def text_columns(raw: RawRows, data: DataSection) -> TextRows:
@@ -157,7 +162,6 @@ def _missing_message(raw: RawRows, data: DataSection, missing: set[str], chosen:
             mapping[ours] = name
             free.remove(name)
     first = next(ours for ours in MAPPED_COLUMNS if ours in missing)
-    names = [*raw.names[:NUM_NAMES], *(["…"] if len(raw.names) > NUM_NAMES else [])]
     remedy = "Name one of these" if first in data.columns else f"Map it with data.columns.{first}"
     if missing <= set(mapping):
         shown = ", ".join(f"{ours}: {_yaml_name(mapping[ours])}" for ours in MAPPED_COLUMNS if ours in mapping)
@@ -166,7 +170,7 @@ def _missing_message(raw: RawRows, data: DataSection, missing: set[str], chosen:
         remedy += ", or set data.constants.instruction"
     return (
         f"data.columns.{first} must name a column of {raw.name}, there is no {data.columns.get(first, first)!r} in: "
-        f"{', '.join(names)}. {remedy}."
+        f"{list_names(raw.names)}. {remedy}."
     )
 
 

@@ -14,11 +14,7 @@ if TYPE_CHECKING:
     from alpacare_sft.model.prompt import PromptEncoder
     from alpacare_sft.recipe.loading import Recipe
 
-_BATCH = 1_000  # rows tokenized in one call: enough for every core, few in memory as lists
-_TYPES = {
-    "input_ids": "list", "completion_mask": "list", "prompt_tokens": "int64", "completion_tokens": "int64",
-    "truncated": "bool",
-}  # fmt: skip
+_BATCH = 1_000  # rows tokenized in one call: many, as each call costs, and few, as their tokens are lists until then
 
 
 class EncodedRows:
@@ -31,7 +27,7 @@ class EncodedRows:
         self.overflow = recipe.prompt.overflow
         self.max_dropped_fraction = recipe.data.max_dropped_fraction
         self._encoded: dict[int, dict[str, Any]] = {}
-        sizes = (recipe.data.splits.train, recipe.data.splits.validation, recipe.data.splits.test)
+        sizes = vars(recipe.data.splits).values()
         # A share of the rows is a share of those that can be drawn, and an error or a drop names all of them.
         if self.overflow != "truncate_output" or not all(isinstance(size, int) for size in sizes):
             self._encode(range(len(rows)))
@@ -51,13 +47,16 @@ class EncodedRows:
     def retain(self, places: Sequence[int]) -> list[int]:
         """Those of the rows that leave a token to learn, and are not dropped as too long."""
         self._encode([place for place in places if place not in self._encoded])
-        rows = self._encoded
-        return [
-            place
-            for place in places
-            if rows[place]["prompt_tokens"] < self.max_length
-            and not (self.overflow == "drop" and rows[place]["truncated"])
-        ]
+        drops = self.overflow == "drop"
+        return [place for place in places if self._has_room(place) and not (drops and self._is_too_long(place))]
+
+    def _has_room(self, place: int) -> bool:
+        """Whether the prompt leaves a token to learn."""
+        return bool(self._encoded[place]["prompt_tokens"] < self.max_length)
+
+    def _is_too_long(self, place: int) -> bool:
+        """Whether an answer that has room is cut."""
+        return self._has_room(place) and bool(self._encoded[place]["truncated"])
 
     def counts(self) -> dict[str, int]:
         """Rows looked at, and of these the rows without room for an answer and those dropped as too long.
@@ -65,10 +64,8 @@ class EncodedRows:
         Raises:
             DataError: if more rows are dropped than the recipe allows.
         """
-        no_answer = [place for place, row in self._encoded.items() if row["prompt_tokens"] >= self.max_length]
-        too_long = [
-            place for place, row in self._encoded.items() if row["truncated"] and row["prompt_tokens"] < self.max_length
-        ]
+        no_answer = [place for place in self._encoded if not self._has_room(place)]
+        too_long = [place for place in self._encoded if self._is_too_long(place)]
         if self.overflow == "error" and (too_long or no_answer):
             ids = sorted(self.rows["id"][place] for place in too_long + no_answer)
             raise DataError(
@@ -94,6 +91,13 @@ class EncodedRows:
         from datasets import Dataset, Features, List, Value
 
         rows = self.rows.select_columns([name for name in ROW_COLUMNS if name in self.rows.column_names]).select(places)
-        features = {name: List(Value("int64")) if kind == "list" else Value(kind) for name, kind in _TYPES.items()}
-        columns = {name: [self._encoded[place][name] for place in places] for name in _TYPES}
-        return Dataset.from_dict({**rows.to_dict(), **columns}, features=Features({**rows.features, **features}))
+        number, numbers = Value("int64"), List(Value("int64"))
+        types = {
+            "input_ids": numbers,
+            "completion_mask": numbers,
+            "prompt_tokens": number,
+            "completion_tokens": number,
+            "truncated": Value("bool"),
+        }
+        columns = {name: [self._encoded[place][name] for place in places] for name in types}
+        return Dataset.from_dict({**rows.to_dict(), **columns}, features=Features({**rows.features, **types}))

@@ -134,8 +134,6 @@ def _load_parquet(path: Path) -> RawRows:
     names = file.schema_arrow.names
     if len(set(names)) < len(names):
         raise DataError(f"data.path: {path}: each column must be named once, got {', '.join(names)}. Rename one.")
-    if file.metadata.num_rows == 0:
-        raise DataError(f"data.path: {path} must hold at least one row, got none.")
 
     def column(name: str) -> list[Any]:
         _check_unpacked_size(path, file.metadata, name)

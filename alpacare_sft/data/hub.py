@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.data.sources import resolve_sources
 from alpacare_sft.errors import DataError, first_line
 from alpacare_sft.hub.errors import hub_fault
 from alpacare_sft.recipe.names import COMMIT
@@ -18,19 +17,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _DEFAULT_SPLIT = "train"
-
-
-def as_hub_dataset(entry: str | HubDataset, revision: str | None) -> HubDataset | None:
-    """An entry of `data.path` as a data set of the Hub, or None if it names local files.
-
-    Args:
-        entry: text, or a mapping that names a part of a data set.
-        revision: `data.revision`, which is that of an entry that is text.
-
-    Raises:
-        DataError: if it looks like a local file and is none.
-    """
-    return resolve_sources(entry, revision)[0].dataset
 
 
 def load_hub(entry: HubDataset) -> tuple[Dataset, dict[str, Any]]:

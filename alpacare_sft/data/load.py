@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.data.clean import Columns, dataset_of, is_empty
+from alpacare_sft.data.clean import Columns, is_empty
 from alpacare_sft.data.columns import TextRows, needed_columns, text_columns
 from alpacare_sft.data.files import RawRows, load_file
 from alpacare_sft.data.hub import load_hub
@@ -38,11 +37,6 @@ class LoadedRows:
     filled: Mapping[str, int]
     sources: Sequence[Mapping[str, Any]]
     hub: Sequence[Mapping[str, Any]]
-
-    @cached_property
-    def rows(self) -> Dataset:
-        """The columns as a data set."""
-        return dataset_of(self.columns)
 
     @property
     def num_loaded(self) -> int:
@@ -72,6 +66,8 @@ def load_rows(data: DataSection) -> LoadedRows:
             rows, info = load_hub(source.dataset)
             raw = _raw_rows(f"{source.name} ({info['name']}, {info['split']})", rows)
             hub.append(info)
+        if raw.num_rows == 0:
+            raise DataError(f"data.path: {raw.name} must hold at least one row, got none.")
         parts.append(text_columns(raw, data))
     columns, filled = _fill_constants(_join(parts), data)
     return LoadedRows(columns, filled, [part.record for part in parts], hub)
@@ -85,8 +81,6 @@ def _raw_rows(name: str, dataset: Dataset) -> RawRows:
         names = getattr(dataset.features[name], "names", None)  # of a ClassLabel; -1 is none
         return [names[value] if value is not None and value >= 0 else None for value in values] if names else values
 
-    if len(dataset) == 0:
-        raise DataError(f"data.path: {name} must hold at least one row, got none.")
     return RawRows(name, "Hub", len(dataset), dataset.column_names, column)
 
 

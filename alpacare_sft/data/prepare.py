@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from alpacare_sft.model.base import load_tokenizer
 from alpacare_sft.model.prompt import PromptEncoder, check_encoder
 from alpacare_sft.recipe.sections import ROW_COLUMNS
 from alpacare_sft.run.directory import disk_errors_explained
+from alpacare_sft.run.json_lines import format_json_lines
 from alpacare_sft.runtime import prepared_process
 
 if TYPE_CHECKING:
@@ -186,8 +186,7 @@ def _count_shared_questions(splits: Mapping[str, Dataset]) -> int:
 def jsonl(rows: Dataset) -> str:
     """The text columns of a split, one JSON object a line, in the order of the split."""
     names = [name for name in ROW_COLUMNS if name in rows.column_names]
-    lines = (
-        json.dumps({key: text for key, text in zip(names, values, strict=True) if text is not None}, ensure_ascii=False)
-        for values in zip(*(rows[name] for name in names), strict=True)
+    texts = zip(*(rows[name] for name in names), strict=True)
+    return format_json_lines(
+        {key: text for key, text in zip(names, values, strict=True) if text is not None} for values in texts
     )
-    return "".join(line + "\n" for line in lines)

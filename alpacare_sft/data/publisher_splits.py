@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from alpacare_sft.data.clean import CleanedRows, add_up, clean_with_notes
+from alpacare_sft.data.clean import CleanedRows, add_up, clean_rows
 from alpacare_sft.data.equality import question_keys
-from alpacare_sft.data.hub import as_hub_dataset
 from alpacare_sft.data.load import LoadedRows, load_rows
+from alpacare_sft.data.sources import resolve_sources
 from alpacare_sft.data.split import SPLITS, split_rows
 from alpacare_sft.errors import DataError
 from alpacare_sft.recipe.sections import CleanSection, DataSection, SplitsSection
@@ -31,7 +31,7 @@ def load_parts(data: DataSection) -> dict[str, LoadedRows]:
     named = _named_splits(data.splits)
     if not named:
         return {DRAWN: load_rows(data)}
-    dataset = as_hub_dataset(data.path, data.revision) if not isinstance(data.path, list) else None
+    dataset = None if isinstance(data.path, list) else resolve_sources(data.path, data.revision)[0].dataset
     if dataset is None:
         name, split = next(iter(named.items()))
         raise DataError(
@@ -65,11 +65,11 @@ def clean_parts(parts: Mapping[str, LoadedRows], clean: CleanSection) -> Cleaned
         The rows, with a column `PART` if there are several parts, and the counts over all of them.
     """
     if list(parts) == [DRAWN]:
-        return clean_with_notes(parts[DRAWN].columns, clean)
+        return clean_rows(parts[DRAWN].columns, clean)
     results, first_id = [], 0
     for name, part in parts.items():
         columns = {**part.columns, "id": [first_id + number for number in part.columns["id"]]}
-        result = clean_with_notes(columns, clean)
+        result = clean_rows(columns, clean)
         results.append(dataclasses.replace(result, rows=result.rows.add_column(PART, [name] * len(result.rows))))
         first_id += part.num_loaded
     return add_up(results)

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from alpacare_sft.data.columns import list_names
 from alpacare_sft.data.words import split_words
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 DROPPED_CONVERSATIONS = "drop_conversations"
-NUM_NAMES = 20  # of columns, shown of a table of many
 NUM_SOURCES = 5  # named at a terminal; data/report.json names all
 NUM_EXAMPLES = 50
 NUM_EXTREMES = 5
@@ -109,7 +109,7 @@ def describe_sources(sources: Sequence[Mapping[str, Any]]) -> list[str]:
         more = f"and {len(sources) - len(lines):,} more; " if len(sources) > len(lines) else ""
         lines.append(f"{more}in all {len(sources):,} sources, {sum(source['rows'] for source in sources):,} rows")
     if unused := list(dict.fromkeys(name for source in sources for name in source["unused_columns"])):
-        lines.append(f"columns not used: {', '.join(unused[:NUM_NAMES])}{', …' if len(unused) > NUM_NAMES else ''}")
+        lines.append(f"columns not used: {list_names(unused)}")
     if hint := input_hint(sources):
         lines.append(hint)
     converted: Counter[str] = Counter()

@@ -20,6 +20,7 @@ from alpacare_sft.model.prompt import PromptEncoder
 from alpacare_sft.recipe.names import EMBEDDED_FILES
 from alpacare_sft.recipe.sections import ROW_COLUMNS
 from alpacare_sft.run.directory import file_sha256
+from alpacare_sft.run.json_lines import read_json_lines
 from alpacare_sft.runtime import say
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def read_test_split(run: RunDirectory, limit: int | None) -> HeldOutRows:
                 f"{run.data / name}.jsonl is not the split that this run was trained with, so its test rows cannot be "
                 "proven unseen. Put the file back, or train again."
             )
-    rows, train = read_rows(run.data / "test.jsonl"), read_rows(run.data / "train.jsonl")
+    rows, train = read_json_lines(run.data / "test.jsonl"), read_json_lines(run.data / "train.jsonl")
     if not rows:
         raise RunError("data.splits.test is 0, there is nothing to score. Give it rows and train again, or use --rows.")
     trained_on = {(row["instruction"], row["input"]) for row in train}
@@ -101,10 +102,10 @@ def load_other_rows(path: str, trained: Recipe, run: RunDirectory, limit: int | 
         source = load_rows(section)
     except DataError as error:  # told of the recipe's keys
         raise DataError(f"--rows {path}, read by the run's section data: {error}") from error
-    cleaned, _ = clean_rows(source.columns, section.clean)
+    cleaned = clean_rows(source.columns, section.clean).rows
     if len(cleaned) == 0:
         raise DataError(f"--rows {path}: no row of {source.num_loaded:,} is left after cleaning. Check its columns.")
-    train = read_rows(run.data / "train.jsonl")
+    train = read_json_lines(run.data / "train.jsonl")
     if seen := _seen(cleaned, train):
         raise DataError(
             f"--rows {path}: {len(seen):,} of {len(cleaned):,} questions were trained on; scores on them would say "
@@ -124,16 +125,10 @@ def load_other_rows(path: str, trained: Recipe, run: RunDirectory, limit: int | 
     )
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Objects of a JSON Lines file that this package wrote."""
-    lines = path.read_text(encoding="utf-8").split("\n")  # other breaks may stand in a row
-    return [json.loads(line) for line in lines if line]
-
-
 def read_general_rows(run: RunDirectory) -> list[dict[str, Any]]:
     """The general rows of the package; none if the run was trained on some, as they would hide what was forgotten."""
-    rows = read_rows(GENERAL_ROWS)
-    if seen := _seen(rows, read_rows(run.data / "train.jsonl")):
+    rows = read_json_lines(GENERAL_ROWS)
+    if seen := _seen(rows, read_json_lines(run.data / "train.jsonl")):
         say(
             f"{len(seen)} of the {len(rows)} general rows stand in the training rows: their loss would not show what "
             "was forgotten, and is left out."
@@ -144,7 +139,7 @@ def read_general_rows(run: RunDirectory) -> list[dict[str, Any]]:
 
 def encode_rows(rows: list[dict[str, Any]], encoder: PromptEncoder) -> list[dict[str, Any]]:
     """Rows as token ids; references are never cut."""
-    return [encoder.encode_row(row, max_length=sys.maxsize) for row in rows]
+    return encoder.encode_rows(rows, max_length=sys.maxsize)
 
 
 def _seen(rows: Iterable[Mapping[str, Any]], train: Iterable[Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:

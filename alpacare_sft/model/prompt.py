@@ -35,10 +35,7 @@ def format_sections(instruction: str, given: str, system: str | None = None) -> 
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Turns rows into token ids for one tokenizer and one prompt section.
-
-    Picklable, so that `datasets.map` can use it in several processes.
-    """
+    """Turns rows into token ids for one tokenizer and one prompt section."""
 
     tokenizer: PreTrainedTokenizerBase
     prompt: PromptSection
@@ -63,9 +60,9 @@ class PromptEncoder:
         bos = [self.tokenizer.bos_token_id] if self._adds_bos else []
         return [bos + ids for ids in self._ids_of([format_sections(*turn) for turn in turns])]
 
-    def encode_completion(self, output: str) -> list[int]:
-        """Token ids of the answer and its end token, shape (C,)."""
-        return self._ids_of([output])[0] + self._end_ids
+    def encode_completions(self, outputs: Sequence[str]) -> list[list[int]]:
+        """Token ids of answers, each with its end token, shape (C,) each."""
+        return [ids + self._end_ids for ids in self._ids_of(outputs)]
 
     def end_token_id(self) -> int:
         """The last token of every whole answer: what the model learns to stop with."""
@@ -87,7 +84,7 @@ class PromptEncoder:
             `prompt_tokens` and `completion_tokens` before truncation; `truncated`.
         """
         prompts = self._prompts([(row["instruction"], row["input"], row.get("system")) for row in rows])
-        completions = [ids + self._end_ids for ids in self._ids_of([row["output"] for row in rows])]
+        completions = self.encode_completions([row["output"] for row in rows])
         return [_joined(*pair, max_length) for pair in zip(prompts, completions, strict=True)]
 
     def default_system(self) -> str | None:
@@ -109,6 +106,8 @@ class PromptEncoder:
 
     def _ids_of(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of rows' texts, of which none is a control token."""
+        if not texts:  # transformers 5 raises IndexError for an empty batch
+            return []
         encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [
             list(ids) if self._controls.isdisjoint(ids) else self._without_controls(text)

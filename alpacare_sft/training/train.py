@@ -184,7 +184,7 @@ def _prepare_rows(recipe: Recipe, run: RunDirectory, tokenizer: Any) -> Prepared
 
 @contextmanager
 def _main_process_first() -> Iterator[None]:
-    """The first process fills the cache of `datasets`, the others read it."""
+    """The first process fetches what is not cached yet, the others read it."""
     if runtime.num_processes() == 1:
         yield
         return
