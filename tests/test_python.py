@@ -131,6 +131,7 @@ def test_variables_are_set_before_torch_is_imported_by_any_public_name() -> None
 def test_a_callers_own_variables_stand_and_count_as_in_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     monkeypatch.setenv("GOMP_SPINCOUNT", "5")
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
     with prepared_process():
         assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
         assert describe_hardware()["settings_without_effect"] == []
