@@ -24,6 +24,7 @@ VERBS = {
     "eval": "answer and score the test rows with the base and with the trained adapter",
     "ask": "answer one question with the trained adapter, with the notice",
     "review": "sum up review sheets that people filled: means, preferences, flags, agreement",
+    "report": "write what a run did in eight sections, as Markdown to complete and as a page to print",
     "push": "publish the adapter with its model card, recipe, record and scores on the Hub, in one commit",
     "schema": "print the JSON Schema of a recipe, for editors",
     "completion": "print what completes verbs, flags and keys in a shell",
@@ -34,7 +35,8 @@ EXAMPLES = {
     "train": "alpacare-sft train recipes/demo.yaml",
     "eval": "alpacare-sft eval recipes/demo.yaml",
     "ask": 'alpacare-sft ask recipes/demo.yaml "What helps against a cold?"',
-    "review": "alpacare-sft review recipes/demo.yaml runs/demo/eval/review/*.csv",
+    "review": "alpacare-sft review recipes/demo.yaml ann.csv bob.csv",
+    "report": "alpacare-sft report recipes/demo.yaml",
     "push": "alpacare-sft push recipes/demo.yaml --dry-run",
     "schema": "alpacare-sft schema --output recipes/schema.json",
     "completion": "source <(alpacare-sft completion bash)",
@@ -209,6 +211,10 @@ def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             show_evaluation(scored, every_score=options.all)
         case "review":
             sft.review_answers(recipe, options.files)
+        case "report":
+            from alpacare_sft.reporting.run_report import save_run_report
+
+            save_run_report(recipe)
         case "ask":
             sft.ask(recipe, options.question, options.input)
         case "push":

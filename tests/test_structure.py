@@ -84,6 +84,7 @@ ORDER = [
     "reporting.licenses",
     "reporting.evidence",
     "reporting.card",
+    "reporting.run_report",
     "training.train",
     "reporting.terminal",
     "evaluation.metrics",

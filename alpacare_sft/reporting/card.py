@@ -25,8 +25,6 @@ from alpacare_sft.reporting.pages import SPLITS, STEPS, cleaning_notes, looked_a
 from alpacare_sft.run.directory import RunDirectory, last_name, write_text
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
-
     from alpacare_sft.recipe.loading import Recipe
     from alpacare_sft.recipe.sections import HubDataset
 
@@ -58,47 +56,53 @@ def format_card(recipe: Recipe, evidence: Evidence) -> str:
         recipe: that the adapter was trained by, with the sections `hub` and `safety` to publish by.
         evidence: what the run's directory says; what it lacks the card leaves out or says to be missing.
     """
+    metadata = card_metadata(pinned_recipe(recipe, evidence.record), evidence)
+    return render_markdown("card.md", metadata=metadata, **card_facts(recipe, evidence))
+
+
+def card_facts(recipe: Recipe, evidence: Evidence) -> dict[str, Any]:
+    """What the templates of the model card and of the report in eight sections show; see `format_card`."""
     recipe = pinned_recipe(recipe, evidence.record)
     base, datasets = evidence.record["base_model"], hub_datasets(recipe.data.path, recipe.data.revision)
     commits = [str(dataset.revision) for dataset in datasets if dataset.revision]
-    return (
-        _environment()
-        .get_template("card.md")
-        .render(
-            metadata=card_metadata(recipe, evidence),
-            recipe=recipe,
-            record=evidence.record,
-            report=evidence.report,
-            scores=evidence.scores,
-            answered=_has_answers(evidence.scores or {}),
-            scored=[] if evidence.scores is None else list(_score_rows(evidence.scores["metrics"])),
-            funnel=list(_funnel(evidence.report)),
-            notes=cleaning_notes(evidence.report),
-            settings=dict(_settings(recipe)),
-            repo_id=recipe.hub.repo_id or PLACEHOLDER,
-            base=base,
-            base_link=_link(base["name"]),
-            repacked=base["name"] == EMBEDDED_NAME and recipe.model.model_name_or_path == EMBEDDED,
-            base_license=base_license(base["name"], recipe.hub.license),
-            license=adapter_license(base["name"], recipe.hub),
-            rows_from=_source(recipe),
-            datasets=dict.fromkeys(dataset.path for dataset in datasets),
-            data_commit=", ".join(dict.fromkeys(commits)) if len(commits) == len(datasets) else "",
-            local_rows=len(datasets) + _num_packaged(recipe.data.path) < len(path_entries(recipe.data.path)),
-            pinned=" and ".join(_pinned(recipe)),
-            targets=_targets(recipe),
-            confidence=_confidence(evidence.scores),
-            data_license=data_license(recipe.data.path, recipe.hub),
-            prompt=format_sections("{instruction}", "{input}", recipe.prompt.system).rstrip("\n"),
-            code_prompt=format_sections("What helps with a cold?", "", recipe.prompt.system),
-            ends=evidence.record.get("end_token_ids"),
-            notice=" ".join(recipe.safety.disclaimer.split()),
-            version=__version__,
-        )
+    return dict(
+        recipe=recipe,
+        record=evidence.record,
+        report=evidence.report,
+        scores=evidence.scores,
+        answered=_has_answers(evidence.scores or {}),
+        scored=[] if evidence.scores is None else list(_score_rows(evidence.scores["metrics"])),
+        funnel=list(_funnel(evidence.report)),
+        notes=cleaning_notes(evidence.report),
+        settings=dict(_settings(recipe)),
+        repo_id=recipe.hub.repo_id or PLACEHOLDER,
+        base=base,
+        base_link=_link(base["name"]),
+        repacked=base["name"] == EMBEDDED_NAME and recipe.model.model_name_or_path == EMBEDDED,
+        base_license=base_license(base["name"], recipe.hub.license),
+        license=adapter_license(base["name"], recipe.hub),
+        rows_from=_source(recipe),
+        datasets=dict.fromkeys(dataset.path for dataset in datasets),
+        dataset_links=", ".join(
+            f"[{name}](https://huggingface.co/datasets/{name})"
+            for name in dict.fromkeys(dataset.path for dataset in datasets)
+        ),
+        data_commit=", ".join(dict.fromkeys(commits)) if len(commits) == len(datasets) else "",
+        local_rows=len(datasets) + _num_packaged(recipe.data.path) < len(path_entries(recipe.data.path)),
+        pinned=" and ".join(_pinned(recipe)),
+        targets=_targets(recipe),
+        confidence=_confidence(evidence.scores),
+        data_license=data_license(recipe.data.path, recipe.hub),
+        prompt=format_sections("{instruction}", "{input}", recipe.prompt.system).rstrip("\n"),
+        code_prompt=format_sections("What helps with a cold?", "", recipe.prompt.system),
+        ends=evidence.record.get("end_token_ids"),
+        notice=" ".join(recipe.safety.disclaimer.split()),
+        version=__version__,
     )
 
 
-def _environment() -> Environment:
+def render_markdown(template: str, **context: Any) -> str:
+    """The Markdown that a template of `templates/` makes; what is missing is empty."""
     from jinja2 import ChainableUndefined, Environment, PackageLoader
 
     environment = Environment(
@@ -109,8 +113,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(count=_count, cell=_cell, literal=_literal)
-    return environment
+    environment.filters.update(count=_count, cell=_cell, literal=_literal, interval=_interval)
+    return environment.get_template(template).render(context)
 
 
 def _pinned(recipe: Recipe) -> Iterator[str]:
@@ -267,6 +271,13 @@ def _is_finite(value: Any) -> bool:
 
 def _count(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else ""
+
+
+def _interval(part: Any) -> str:
+    """A mean with its interval; a dash for none."""
+    from alpacare_sft.evaluation.intervals import format_interval
+
+    return format_interval(part, ".2f") if isinstance(part, Mapping) and part.get("mean") is not None else "–"
 
 
 def _cell(value: Any) -> str:

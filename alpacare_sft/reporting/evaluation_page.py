@@ -14,12 +14,15 @@ from difflib import SequenceMatcher
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.words import word_spans
 from alpacare_sft.reporting.figures import Numbers, draw_differences, draw_primary, picture
 from alpacare_sft.reporting.pages import drop_place, render
 from alpacare_sft.run.directory import write_text
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 Part = tuple[str, str]
 
@@ -194,11 +197,12 @@ def _cut(text: str, kinds: Mapping[int, str]) -> list[Part]:
 
 
 def _pictures(scores: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {**_primary_picture(scores.get("metrics") or {}), **_differences_picture(scores, predictions)}
+    primary = primary_picture(scores.get("metrics") or {})
+    return {**({"primary": primary} if primary else {}), **_differences_picture(scores, predictions)}
 
 
-def _primary_picture(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Base, adapter and difference of each primary metric; nothing without a baseline or an interval."""
+def primary_picture(metrics: Mapping[str, Mapping[str, Any]]) -> Markup | None:
+    """Base, adapter and difference of each primary metric; none without a baseline or an interval."""
     shown = []
     for name, part in metrics.items():
         parts = [part.get(side) or {} for side in (*SIDES, "difference")]
@@ -206,10 +210,10 @@ def _primary_picture(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
         if part.get("main") and all(isinstance(bound, float | int) and math.isfinite(bound) for bound in bounds):
             shown.append({**part, "title": PANELS.get(name, name)})
     if not shown:
-        return {}
+        return None
     label = "Means of base and adapter and their difference, with intervals; the numbers are in the table of scores."
     height = 20 + 120 * len(shown)
-    return {"primary": picture("primary", label, partial(draw_primary, metrics=shown), (height, 2 * height))}
+    return picture("primary", label, partial(draw_primary, metrics=shown), (height, 2 * height))
 
 
 def _differences_picture(scores: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

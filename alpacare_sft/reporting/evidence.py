@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.recipe.names import COMMIT, pin_commits
-from alpacare_sft.run.directory import RunDirectory, adapter_sha256, file_sha256
+from alpacare_sft.run.directory import RunDirectory, adapter_sha256, file_sha256, read_object
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe.loading import Recipe
@@ -39,11 +38,11 @@ def read_evidence(run: RunDirectory) -> Evidence:
     Scores count if they are of the whole test split and of the very weights that lie there.
     """
     record, path = run.read_record(), run.path / "eval" / "scores.json"
-    scores = _read(path)
+    scores = read_or_empty(path)
     fault = _scores_fault(scores, run.adapter)
     if not fault and file_sha256(path) != record.get("scores_sha256"):
         fault = "eval/scores.json was changed since it was written. Score again: alpacare-sft eval RECIPE"
-    return Evidence(record, _read(run.data / "report.json"), None if fault else scores, fault)
+    return Evidence(record, read_or_empty(run.data / "report.json"), None if fault else scores, fault)
 
 
 def published_recipe(trained: Recipe, given: Recipe, evidence: Evidence) -> Recipe:
@@ -86,9 +85,9 @@ def _scores_fault(scores: dict[str, Any], adapter: Path) -> str:
     return ""
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_or_empty(path: Path) -> dict[str, Any]:
+    """The JSON object of a file, empty where there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}

@@ -10,10 +10,13 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.reporting.figures import Numbers, draw_funnel, draw_lengths, draw_losses, draw_rates, picture, points
 from alpacare_sft.run.directory import last_name, write_text
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 STEPS = {
     "drop_conversations": (
@@ -72,13 +75,10 @@ def save_training_report(path: Path, record: Numbers, log_history: Sequence[Numb
         record: what `run.json` holds; what it lacks the page leaves out.
         log_history: the entries of the trainer's state, in the order of their steps; may be empty.
     """
-    best = _best_step(record, log_history)
-    values = [entry[key] for entry in log_history for key in ("loss", "eval_loss") if entry.get(key) is not None]
+    best, values = _best_step(record, log_history), _losses(log_history)
     pictures = {}
-    if any(map(math.isfinite, values)):
-        label = "Training and validation loss by optimizer step; the values are in the table of logged numbers."
-        draw = partial(draw_losses, history=log_history, best=best)
-        pictures["loss"] = picture("loss", label, draw, (320, 340))
+    if loss := losses_picture(record, log_history):
+        pictures["loss"] = loss
     if points(log_history, "learning_rate")[0] or points(log_history, "grad_norm")[0]:
         label = "Learning rate and gradient norm by optimizer step; the values are in the table of logged numbers."
         pictures["rates"] = picture("rates", label, partial(draw_rates, history=log_history), (340, 380))
@@ -94,12 +94,9 @@ def save_data_report(path: Path, report: Numbers) -> None:
         report: what `data/report.json` holds, and where there are any `lengths`, `examples`,
             `extremes` and `near_duplicates`; a section whose key is missing is left out.
     """
-    funnel = _funnel(report)
     pictures = {}
-    if funnel:
-        label = "Rows left after each step, and the splits that they went to; the numbers are in the table below."
-        height = 30 + 36 * len(funnel)
-        pictures["funnel"] = picture("funnel", label, partial(draw_funnel, funnel=funnel), (height, height))
+    if rows := funnel_picture(report):
+        pictures["funnel"] = rows
     totals = _lengths(report)
     max_length = report.get("max_length")
     if totals["Prompt and answer"]:
@@ -107,8 +104,27 @@ def save_data_report(path: Path, report: Numbers) -> None:
         draw = partial(draw_lengths, lengths=totals, max_length=max_length)
         pictures["lengths"] = picture("lengths", label, draw, (270, 560))
     longer = sum(total > max_length for total in totals["Prompt and answer"]) if max_length else 0
-    context = {"funnel": funnel, "notes": cleaning_notes(report), "split_labels": SPLITS, "longer": longer}
+    context = {"funnel": _funnel(report), "notes": cleaning_notes(report), "split_labels": SPLITS, "longer": longer}
     write_text(path, render("data.html", report=report, pictures=pictures, **context))
+
+
+def losses_picture(record: Numbers, log_history: Sequence[Numbers]) -> Markup | None:
+    """Curves of training and validation loss; none without a finite loss."""
+    if not any(map(math.isfinite, _losses(log_history))):
+        return None
+    label = "Training and validation loss by optimizer step; the values are in the table of logged numbers."
+    draw = partial(draw_losses, history=log_history, best=_best_step(record, log_history))
+    return picture("loss", label, draw, (320, 340))
+
+
+def funnel_picture(report: Numbers) -> Markup | None:
+    """Rows after each step of the preparation; none without counts."""
+    funnel = _funnel(report)
+    if not funnel:
+        return None
+    label = "Rows left after each step, and the splits that they went to; the numbers are in the table below."
+    height = 30 + 36 * len(funnel)
+    return picture("funnel", label, partial(draw_funnel, funnel=funnel), (height, height))
 
 
 def cleaning_notes(report: Numbers) -> list[dict[str, Any]]:
@@ -167,6 +183,10 @@ def _best_step(record: Numbers, history: Sequence[Numbers]) -> tuple[int, float]
     step: int | None = train.get("best_step") or min(losses, key=losses.__getitem__, default=None)
     loss: float | None = train.get("eval_loss") if step is None else losses.get(step, train.get("eval_loss"))
     return None if step is None or loss is None else (step, loss)
+
+
+def _losses(history: Sequence[Numbers]) -> list[float]:
+    return [entry[key] for entry in history for key in ("loss", "eval_loss") if entry.get(key) is not None]
 
 
 def _merge_steps(history: Sequence[Numbers]) -> list[dict[str, Any]]:

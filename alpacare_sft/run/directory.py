@@ -166,7 +166,7 @@ class RunDirectory:
                 shutil.rmtree(path, ignore_errors=True)
             elif path.suffix != ".csv" and path.name != "review_key.json":
                 path.unlink(missing_ok=True)
-        for path in (self.recipe, self.record, self.training_report):
+        for path in (self.recipe, self.record, self.training_report, self.path / "report.html"):
             path.unlink(missing_ok=True)
 
     @contextmanager
