@@ -1,4 +1,4 @@
-"""The README's pictures: the first screen of the demo's evaluation page and the end of what `eval` prints, light and dark.
+"""The README's pictures, light and dark: the first screen of the evaluation page, and the end of what `eval` prints.
 
     make demo && .venv/bin/python tests/pictures.py runs/demo
 
@@ -43,7 +43,7 @@ def main() -> None:
             screenshot(run / "eval" / "report.html", f"page-{scheme}", scheme, (1100, 820))
             page = Path(folder) / "terminal.html"
             height = write_terminal(run, page, scheme)
-            screenshot(page, f"terminal-{scheme}", scheme, (740, height))
+            screenshot(page, f"terminal-{scheme}", scheme, (820, height))
     (PICTURES / "sources.json").write_text(json.dumps(sources(), indent=2) + "\n", encoding="utf-8")
 
 
