@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import itertools
+import json
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from alpacare_sft.runtime import is_main_process, local_rank, prepared_process
 VERBS = {
     "recipes": "list the recipes that come with the package, or write one into a folder",
     "data": "load, clean, split and show the rows, as the model sees them; needs no model weights",
+    "plan": "estimate memory, steps and time of a recipe, and what makes it fit; needs no GPU and no weights",
     "train": "run a recipe: data, training, adapter; goes on where an unfinished run stopped (the default verb)",
     "eval": "answer and score the test rows with the base and with the trained adapter",
     "ask": "answer one question with the trained adapter, with the notice",
@@ -32,6 +34,7 @@ VERBS = {
 EXAMPLES = {
     "recipes": "alpacare-sft recipes copy demo",
     "data": "alpacare-sft data recipes/demo.yaml",
+    "plan": "alpacare-sft plan recipes/demo.yaml --gpu t4",
     "train": "alpacare-sft train recipes/demo.yaml",
     "eval": "alpacare-sft eval recipes/demo.yaml",
     "ask": 'alpacare-sft ask recipes/demo.yaml "What helps against a cold?"',
@@ -95,6 +98,10 @@ def add_flags(sub: argparse.ArgumentParser, verb: str) -> None:
     if verb == "ask":
         sub.add_argument("question", help="the instruction, in quotes; overrides come after it")
         sub.add_argument("--input", default="", help="the input that belongs to it")
+    if verb == "plan":
+        sub.add_argument("--gpu", metavar="CARD|GIB", help="t4, l4, a10, a100-40, a100-80, h100 or a number of GiB")
+        sub.add_argument("--measure", action="store_true", help="time half a minute of real steps on this machine")
+        sub.add_argument("--json", action="store_true", help="print one JSON object, bytes and seconds")
     if verb == "train":
         sub.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in output_dir")
     if verb == "push":
@@ -193,6 +200,8 @@ def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     match options.verb:
         case "train":
             sft.train(recipe, overwrite=options.overwrite)
+        case "plan":
+            print_plan(recipe, options.gpu, options.measure, options.json)
         case "data":
             from alpacare_sft.reporting.terminal import show_data
 
@@ -234,6 +243,18 @@ def stopped_by_signals() -> Iterator[None]:
         raise StoppedError("stopped on request. The answers so far are saved; run it again to go on.") from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def print_plan(recipe: sft.Recipe, gpu: str | None, measure: bool, as_json: bool) -> None:
+    """Show what a recipe needs, as a table or as JSON."""
+    from alpacare_sft.reporting.plan_table import show_plan
+    from alpacare_sft.training.plan import plan_run
+
+    plan = plan_run(recipe, gpu, measure)
+    if as_json:
+        print(json.dumps(plan, indent=2))
+    else:
+        show_plan(plan)
 
 
 def print_schema(output: Path | None, overrides: Sequence[str]) -> int:

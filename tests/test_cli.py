@@ -70,7 +70,7 @@ def test_every_module_form_is_the_same_program() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["trian", DEMO], "the first word must be a verb (recipes, data, train, eval, "),
+        (["trian", DEMO], "the first word must be a verb (recipes, data, plan, train, eval, "),
         (["trian", DEMO], "got 'trian'. Did you mean train?"),
         (["--train.seed", "1", DEMO], "got '1'. Overrides come after it."),
         (["none.yaml"], "none.yaml must be a recipe file, none is there."),

@@ -77,6 +77,9 @@ ORDER = [
     "training.callbacks",
     "training.trainer",
     "training.config",
+    "model.cost",
+    "training.plan",
+    "reporting.plan_table",
     "model.adapter",
     "evaluation",
     "evaluation.generation",
@@ -117,6 +120,7 @@ HEAVY |= {"transformers", "trl"}
 LOADS_AT_IMPORT = {
     "evaluation.ask": ["torch", "transformers"],
     "training.callbacks": ["torch", "transformers"],
+    "model.cost": ["torch"],
     "model.cpu_layout": ["torch"],
     "evaluation.answering": ["torch"],
     "evaluation.generation": ["torch"],

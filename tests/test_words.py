@@ -71,7 +71,7 @@ def sentences() -> Iterator[tuple[str, str]]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield f"{path.name}:{node.lineno}", node.value
-    others = [*PACKAGE.rglob("*.md"), *PACKAGE.rglob("*.html"), *(PACKAGE.parent / "recipes").iterdir()]
+    others = [*PACKAGE.rglob("*.md"), *PACKAGE.rglob("*.html"), *(PACKAGE.parent / "recipes").glob("*.*")]
     for path in [*others, PACKAGE.parent / "README.md"]:
         markup = r'class="[^"]*"|--learnt[\w-]*|\.learnt|\{%.*?%\}|learnt_\w+'
         yield path.name, re.sub(markup, "", path.read_text(encoding="utf-8"))

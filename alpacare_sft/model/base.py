@@ -37,7 +37,7 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
     from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
 
-    _load_config(model)
+    load_config(model)
     with loading_errors_explained(model.model_name_or_path, model.model_revision):
         place, revision = _place(model)
         stated = get_tokenizer_config(place, revision=revision)
@@ -93,7 +93,7 @@ def load_base_model(model: ModelSection, dtype: str) -> PreTrainedModel:
     if model.quantization:
         options["quantization_config"] = _quantization(chosen)
         options["device_map"] = {"": (local_rank() or 0) if torch.cuda.is_available() else "cpu"}
-    _load_config(model)
+    load_config(model)
     check_weights(model)
     # Else transformers 5.23 asks a service for weights that a repository does not hold, and takes those.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
@@ -121,7 +121,7 @@ def check_weights(model: ModelSection) -> None:
             raise ModelError(f"model.model_name_or_path: {_no_safe_weights(model.model_name_or_path)}")
 
 
-def _load_config(model: ModelSection) -> PreTrainedConfig:
+def load_config(model: ModelSection) -> PreTrainedConfig:
     """The configuration of a causal language model that transformers knows, read without code of its repository."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
@@ -164,7 +164,7 @@ def context_tokens(model: ModelSection) -> int | None:
     Raises:
         ModelError: if its config cannot be had.
     """
-    return getattr(_load_config(model), "max_position_embeddings", None)
+    return getattr(load_config(model), "max_position_embeddings", None)
 
 
 def check_context(model: ModelSection, max_length: int) -> None:

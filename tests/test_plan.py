@@ -1,0 +1,107 @@
+"""What a recipe will need: counted without weights, equal to what real steps hold and compute."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from alpacare_sft.cli import main
+from alpacare_sft.errors import RecipeError
+from alpacare_sft.model.base import load_config
+from alpacare_sft.model.cost import trace_layers
+from alpacare_sft.reporting.plan_table import show_plan
+from alpacare_sft.training.plan import Plan, Target, find_target, plan_run
+
+pytestmark = pytest.mark.slow
+
+
+def real_model(recipe: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    lora = recipe.lora
+    config = LoraConfig(task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.lora_alpha, target_modules=lora.target_modules)
+    return get_peft_model(AutoModelForCausalLM.from_config(load_config(recipe.model)), config).train()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_bytes_and_operations_are_those_of_a_real_step(
+    rows: int, make_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    recipe = make_recipe("--lora.lora_dropout", "0")
+    cost = trace_layers(load_config(recipe.model), recipe.lora, rows, 64, dtype="float32")
+    model = real_model(recipe)
+    ids, mask = torch.zeros(rows, 64, dtype=torch.long), torch.ones(rows, 64, dtype=torch.long)
+    if rows > 1:
+        mask[0, -3:] = 0
+    layers = model.base_model.model.model
+    with FlopCounterMode(display=False) as counted:
+        layers(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.sum().backward()
+    model.zero_grad()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        layers(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.sum().backward()
+    profiled.export_chrome_trace(str(tmp_path / "trace.json"))
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    held = max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]")
+    assert cost.operations == counted.get_total_flops()
+    assert cost.trained_parameters == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert cost.peak_bytes == pytest.approx(held, rel=0.1)
+
+
+def test_more_rows_cost_what_they_add(make_recipe: Callable[..., Any]) -> None:
+    recipe = make_recipe()
+    plan = Plan(recipe, find_target("t4"))
+    traced = trace_layers(plan.config, recipe.lora, 6, 64, dtype=plan.dtype, half=plan.half)
+    assert plan.cost(6, False, 64).peak_bytes == pytest.approx(traced.peak_bytes, rel=0.02)
+    assert plan.cost(6, False, 64).operations == pytest.approx(traced.operations, rel=0.001)
+
+
+def test_a_recipe_that_does_not_fit_is_told_the_cheapest_change(make_recipe: Callable[..., Any]) -> None:
+    recipe = make_recipe("--train.per_device_train_batch_size", "4", "--train.gradient_accumulation_steps", "1")
+    peaks = {one["rows_per_forward"]: one["peak_bytes"] for one in Plan(recipe, find_target("t4")).settings()}
+    assert list(peaks) == [1, 2, 4] and peaks[1] < peaks[2] < peaks[4]
+    plan = Plan(recipe, Target("a small card", peaks[2] + 1, is_gpu=True))
+    assert plan.change_that_fits() == "--train.per_device_train_batch_size 2 --train.gradient_accumulation_steps 2"
+    assert Plan(recipe, Target("a tiny card", 1000, is_gpu=True)).change_that_fits() is None
+
+
+def test_steps_and_tokens_are_those_of_the_rows(make_recipe: Callable[..., Any]) -> None:
+    recipe = make_recipe("--train.max_steps", "-1", "--train.num_train_epochs", "2")
+    plan = Plan(recipe, find_target(None))
+    steps = plan.steps()
+    tokens = sum(len(ids) for ids in plan.data.splits["train"]["input_ids"])
+    assert steps["tokens_per_epoch"] == tokens and steps["tokens"] == 2 * tokens
+    assert steps["steps_per_epoch"] == -(-len(plan.lengths) // plan.rows_per_step)
+
+
+def test_a_plan_is_a_table_or_json_and_needs_no_weights(
+    make_recipe: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    recipe = make_recipe()
+    plan = plan_run(recipe, "t4")
+    json.dumps(plan)
+    show_plan(plan)
+    out = capsys.readouterr().out
+    assert "NVIDIA T4" in out and "left over" in out and "It fits." in out and "modelled" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert not recipe.output_dir.exists()
+
+
+@pytest.mark.parametrize("gpu", ["t5", "0", "-3", "nan", "inf"])
+def test_a_card_that_is_none_is_told(gpu: str) -> None:
+    with pytest.raises(RecipeError, match="--gpu must be one of t4, l4"):
+        find_target(gpu)
+
+
+def test_the_command_prints_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "recipes/demo.yaml", "--gpu", "t4", "--json", "--train.max_length", "200"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"] and plan["seconds"][0] < plan["seconds"][1] and plan["basis"] == "modelled"
