@@ -7,6 +7,7 @@ import difflib
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -104,6 +105,7 @@ def add_flags(sub: argparse.ArgumentParser, verb: str) -> None:
         sub.add_argument("--json", action="store_true", help="print one JSON object, bytes and seconds")
     if verb == "train":
         sub.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in output_dir")
+        sub.add_argument("--stop-after", metavar="TIME", help="such as 8h30m: write a checkpoint before, exit with 75")
     if verb == "push":
         sub.add_argument("--dry-run", action="store_true", help="show the files and the model card; needs no network")
     if verb in ("train", "eval"):
@@ -199,7 +201,7 @@ def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         preflight(recipe)
     match options.verb:
         case "train":
-            sft.train(recipe, overwrite=options.overwrite)
+            sft.train(recipe, overwrite=options.overwrite, stop_after_seconds=parse_time(options.stop_after))
         case "plan":
             print_plan(recipe, options.gpu, options.measure, options.json)
         case "data":
@@ -243,6 +245,21 @@ def stopped_by_signals() -> Iterator[None]:
         raise StoppedError("stopped on request. The answers so far are saved; run it again to go on.") from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def parse_time(text: str | None) -> float | None:
+    """Seconds that `8h30m`, `45m` or `90s` stands for.
+
+    Raises:
+        RecipeError: if it is something else.
+    """
+    if text is None:
+        return None
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    if not text or parts is None:
+        raise RecipeError(f"--stop-after must be hours, minutes, seconds such as 8h30m, 45m or 90s, got {text!r}.")
+    hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    return float(3600 * hours + 60 * minutes + seconds)
 
 
 def print_plan(recipe: sft.Recipe, gpu: str | None, measure: bool, as_json: bool) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from alpacare_sft import __version__
-from alpacare_sft.cli import VERBS, main, with_default_verb
+from alpacare_sft.cli import VERBS, main, parse_time, with_default_verb
 
 DEMO = str(Path(__file__).parent.parent / "recipes" / "demo.yaml")
 LOOK = """
@@ -78,6 +78,7 @@ def test_every_module_form_is_the_same_program() -> None:
         (["eval", "none.yaml"], "none.yaml must be a recipe file, none is there."),
         (["train", DEMO, "--train.sed", "1"], "train.sed is not a key. Did you mean train.seed?"),
         (["train", DEMO, "--overwite"], "--overwite must be followed by a value."),
+        (["train", DEMO, "--stop-after", "8:30"], "--stop-after must be hours, minutes, seconds such as 8h30m"),
         (["schema", "a.yaml"], "schema takes no overrides, got a.yaml."),
         (["schema", "--output", "."], "--output must be a file that can be written, got .: "),
     ],
@@ -208,3 +209,8 @@ def test_completion_without_its_package_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert main(["completion", "bash"]) == 1
     assert "pip install 'alpacare_sft[completion]'" in capsys.readouterr().err
+
+
+def test_times_are_hours_minutes_and_seconds() -> None:
+    assert [parse_time(text) for text in ("8h30m", "45m", "90s", "1h1s")] == [30600, 2700, 90, 3601]
+    assert parse_time(None) is None

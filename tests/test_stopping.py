@@ -74,6 +74,17 @@ LAUNCHERS = {
 }
 
 
+def test_the_end_of_the_time_saves_a_checkpoint_and_exits_75(
+    start: Callable[..., subprocess.Popen[str]], document: dict[str, Any]
+) -> None:
+    process = start("--stop-after", "1s")  # over before the first step ends
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert "stopped at step 1 of" in errors and "Run it again to go on." in errors
+    newest, _ = newest_whole_checkpoint(Path(document["output_dir"]) / "checkpoints")
+    assert newest is not None and newest.step == 1
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=list(LAUNCHERS))
 def test_under_a_launcher_the_process_that_the_lock_names_is_signalled(
     start: Callable[..., subprocess.Popen[str]], document: dict[str, Any], launcher: tuple[str, ...]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerControl, TrainerState
 from trl import SFTTrainer
 
 from alpacare_sft.data.prepare import prepare_data
@@ -15,6 +16,7 @@ from alpacare_sft.model.base import load_base_model
 from alpacare_sft.recipe.loading import Recipe
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.runtime import Precision
+from alpacare_sft.training.callbacks import StopOnSignal
 from alpacare_sft.training.config import build_sft_config, build_trainer
 from alpacare_sft.training.trainer import AnswerSFTTrainer, answer_logits, answer_mask
 
@@ -140,3 +142,15 @@ def test_fp16_base_with_float32_adapter_steps_through_autocast_and_scaler(make_r
     assert losses[1] == pytest.approx(losses[0], rel=5e-3)
     assert updates[0].norm() > 1e-3
     assert (updates[1] - updates[0]).norm() < 0.02 * updates[0].norm()
+
+
+def test_the_time_leaves_room_for_two_of_the_longest_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, control, clock = StopOnSignal(stop_after_seconds=1000), TrainerControl(), iter([0.0, 10.0, 40.0, 45.0])
+    monkeypatch.setattr("alpacare_sft.training.callbacks.time.time", lambda: next(clock))
+    stop.end = 100.0
+    stop.on_train_begin()
+    stops = []
+    for _ in range(3):
+        stop.on_step_end(None, TrainerState(), control)
+        stops.append(control.should_training_stop)
+    assert stops == [False, True, True] and stop.longest_seconds == 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import time
@@ -70,13 +71,22 @@ class Account(TrainerCallback, ExportableState):
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM and SIGINT finish the step, save a checkpoint and end the loop.
+    """SIGTERM, SIGINT and the end of the time finish the step, save a checkpoint and end the loop.
 
     Used as a context manager around a run. Before the loop there is nothing to save, and a signal
     raises `StoppedError` at once. A second signal acts as if this class were not there.
+
+    Args:
+        stop_after_seconds: of this process's life; the longest time between two steps so far, in which a checkpoint
+            may have been written and an evaluation made, is left twice.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stop_after_seconds: float | None = None) -> None:
+        import psutil
+
+        self.end = math.inf if stop_after_seconds is None else psutil.Process().create_time() + stop_after_seconds
+        self.longest_seconds = 0.0
+        self._last = math.inf
         self.requested = False
         self.in_loop = False
         self._previous: dict[int, Any] = {}
@@ -101,10 +111,13 @@ class StopOnSignal(TrainerCallback):
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """From here on a signal waits for the end of the step."""
         self.in_loop = True
+        self._last = time.time()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Ask the trainer to save and stop; all processes agree on the step."""
-        requested = self.requested
+        now = time.time()
+        self.longest_seconds, self._last = max(self.longest_seconds, now - self._last), now
+        requested = self.requested or now + 2 * self.longest_seconds >= self.end
         if num_processes() > 1:
             from accelerate.utils import reduce
 

@@ -42,12 +42,13 @@ _TOKENIZER_BYTES = 20 * 2**20
 
 
 @prepared_process()
-def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
+def train(recipe: Recipe, *, overwrite: bool = False, stop_after_seconds: float | None = None) -> dict[str, Any]:
     """Run a recipe: data, training, adapter. Goes on where an unfinished run of it stopped.
 
     Args:
         recipe: what to do.
         overwrite: remove what an earlier run left in `output_dir` first.
+        stop_after_seconds: of this process's life, after which a checkpoint is there and `StoppedError` is raised.
 
     Returns:
         The record that `run.json` holds.
@@ -57,7 +58,7 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
         DataError: if the rows are wrong or too few.
         ModelError: if the base model cannot be had or trained.
         RunError: if the run failed, or `output_dir` holds another one.
-        StoppedError: if a signal stopped it; a checkpoint was written.
+        StoppedError: if a signal or the time stopped it; a checkpoint was written.
     """
     from alpacare_sft.training.callbacks import StopOnSignal
 
@@ -69,7 +70,7 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
     precision = runtime.resolve_precision(recipe.train)
     config = build_sft_config(recipe, run, precision)
     check_config(config)  # what upstream refuses late is reported before anything is written
-    with run.lock() if is_main_process() else nullcontext(), StopOnSignal() as stop:
+    with run.lock() if is_main_process() else nullcontext(), StopOnSignal(stop_after_seconds) as stop:
         with _main_process_first():
             if overwrite and is_main_process():
                 run.clear()
