@@ -29,6 +29,7 @@ VERBS = {
     "review": "sum up review sheets that people filled: means, preferences, flags, agreement",
     "report": "write what a run did in eight sections, as Markdown to complete and as a page to print",
     "push": "publish the adapter with its model card, recipe, record and scores on the Hub, in one commit",
+    "doctor": "look whether this machine can run: versions, card, room, token, gates; each with its remedy",
     "schema": "print the JSON Schema of a recipe, for editors",
     "completion": "print what completes verbs, flags and keys in a shell",
 }
@@ -42,6 +43,7 @@ EXAMPLES = {
     "review": "alpacare-sft review recipes/demo.yaml ann.csv bob.csv",
     "report": "alpacare-sft report recipes/demo.yaml",
     "push": "alpacare-sft push recipes/demo.yaml --dry-run",
+    "doctor": "alpacare-sft doctor recipes/t4.yaml",
     "schema": "alpacare-sft schema --output recipes/schema.json",
     "completion": "source <(alpacare-sft completion bash)",
 }
@@ -94,6 +96,10 @@ def add_flags(sub: argparse.ArgumentParser, verb: str) -> None:
         return
     if verb == "completion":
         sub.add_argument("shell", choices=SHELLS, help="source <(alpacare-sft completion bash)")
+        return
+    if verb == "doctor":
+        sub.add_argument("recipe", nargs="?", help="whose base, rows and precision are looked at, too")
+        sub.add_argument("--json", action="store_true", help="print a list of objects")
         return
     sub.add_argument("recipe", help="a YAML file, such as recipes/demo.yaml")
     if verb == "ask":
@@ -193,6 +199,8 @@ def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         return print_recipes(options.action, options.name, options.folder, overrides)
     if options.verb == "completion":
         return print_completion(options.shell)
+    if options.verb == "doctor":
+        return print_findings(sft.load_recipe(options.recipe, overrides) if options.recipe else None, options.json)
     recipe = sft.load_recipe(options.recipe, overrides)
     publishes = getattr(options, "push", False) and is_main_process()
     if publishes:  # hours of training must not end at a name that is taken
@@ -260,6 +268,23 @@ def parse_time(text: str | None) -> float | None:
         raise RecipeError(f"--stop-after must be hours, minutes, seconds such as 8h30m, 45m or 90s, got {text!r}.")
     hours, minutes, seconds = (int(part or 0) for part in parts.groups())
     return float(3600 * hours + 60 * minutes + seconds)
+
+
+def print_findings(recipe: sft.Recipe | None, as_json: bool) -> int:
+    """Show what `doctor` saw, as lines or as JSON; 1 where there is a fault."""
+    from dataclasses import asdict
+
+    from alpacare_sft.hub.doctor import examine
+
+    signs = {"fine": "✓", "warning": "!", "fault": "✗"}
+    findings = []
+    for finding in examine(recipe):
+        findings.append(finding)
+        if not as_json:
+            print(f"{signs[finding.level]} {finding.subject:10} {finding.text}", flush=True)
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    return int(any(finding.level == "fault" for finding in findings))
 
 
 def print_plan(recipe: sft.Recipe, gpu: str | None, measure: bool, as_json: bool) -> None:

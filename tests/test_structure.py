@@ -110,6 +110,7 @@ ORDER = [
     "hub.files",
     "hub.preflight",
     "hub.push",
+    "hub.doctor",
     "cli",
     "__main__",
 ]
