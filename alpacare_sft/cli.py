@@ -29,6 +29,7 @@ VERBS = {
     "review": "sum up review sheets that people filled: means, preferences, flags, agreement",
     "report": "write what a run did in eight sections, as Markdown to complete and as a page to print",
     "push": "publish the adapter with its model card, recipe, record and scores on the Hub, in one commit",
+    "rerun": "run a recorded run again beside it, and compare rows, losses, adapter, answers and scores",
     "doctor": "look whether this machine can run: versions, card, room, token, gates; each with its remedy",
     "schema": "print the JSON Schema of a recipe, for editors",
     "completion": "print what completes verbs, flags and keys in a shell",
@@ -43,6 +44,7 @@ EXAMPLES = {
     "review": "alpacare-sft review recipes/demo.yaml ann.csv bob.csv",
     "report": "alpacare-sft report recipes/demo.yaml",
     "push": "alpacare-sft push recipes/demo.yaml --dry-run",
+    "rerun": "alpacare-sft rerun runs/demo",
     "doctor": "alpacare-sft doctor recipes/t4.yaml",
     "schema": "alpacare-sft schema --output recipes/schema.json",
     "completion": "source <(alpacare-sft completion bash)",
@@ -100,6 +102,10 @@ def add_flags(sub: argparse.ArgumentParser, verb: str) -> None:
     if verb == "doctor":
         sub.add_argument("recipe", nargs="?", help="whose base, rows and precision are looked at, too")
         sub.add_argument("--json", action="store_true", help="print a list of objects")
+        return
+    if verb == "rerun":
+        sub.add_argument("run", type=Path, help="the directory of a finished run, such as runs/demo")
+        sub.add_argument("--against", type=Path, metavar="RUN", help="compare with this run and train none")
         return
     sub.add_argument("recipe", help="a YAML file, such as recipes/demo.yaml")
     if verb == "ask":
@@ -201,6 +207,8 @@ def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         return print_completion(options.shell)
     if options.verb == "doctor":
         return print_findings(sft.load_recipe(options.recipe, overrides) if options.recipe else None, options.json)
+    if options.verb == "rerun":
+        return print_comparison(options.run, options.against, overrides)
     recipe = sft.load_recipe(options.recipe, overrides)
     publishes = getattr(options, "push", False) and is_main_process()
     if publishes:  # hours of training must not end at a name that is taken
@@ -253,6 +261,18 @@ def stopped_by_signals() -> Iterator[None]:
         raise StoppedError("stopped on request. The answers so far are saved; run it again to go on.") from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def print_comparison(run: Path, against: Path | None, overrides: Sequence[str]) -> int:
+    """Run a run again and show what differs; 1 if something does."""
+    from alpacare_sft.evaluation.rerun import rerun, show_comparison
+
+    if overrides:
+        raise RecipeError(f"rerun takes no overrides, got {' '.join(overrides)}.")
+    with stopped_by_signals():
+        comparison = rerun(run, against)
+    show_comparison(comparison)
+    return int(not comparison["identical"])
 
 
 def parse_time(text: str | None) -> float | None:

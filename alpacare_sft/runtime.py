@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.errors import RecipeError
@@ -206,6 +207,15 @@ def set_threads() -> int:
     return threads
 
 
+def _processor() -> str:
+    """Name of the processor; Linux alone keeps it in a file."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
 def describe_hardware(use_cpu: bool = False) -> dict[str, Any]:
     """Device, memory and cores, for the record of a run.
 
@@ -218,6 +228,8 @@ def describe_hardware(use_cpu: bool = False) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "device": "cpu",
         "machine": platform.machine(),
+        "processor": _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

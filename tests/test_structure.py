@@ -105,6 +105,7 @@ ORDER = [
     "evaluation.scoring",
     "evaluation.results",
     "evaluation.evaluate",
+    "evaluation.rerun",
     "evaluation.terminal",
     "evaluation.ask",
     "hub.files",

@@ -91,3 +91,10 @@ def read_or_empty(path: Path) -> dict[str, Any]:
         return read_object(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
+
+
+def read_log_history(run: RunDirectory) -> list[dict[str, Any]]:
+    """What the trainer logged, by step, from the last checkpoint; empty where none was kept."""
+    files = run.checkpoints.glob("checkpoint-*/trainer_state.json")
+    last = max(files, key=lambda file: int(file.parent.name.rpartition("-")[2]), default=None)
+    return [] if last is None else list(read_or_empty(last).get("log_history") or [])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft.errors import RunError
 from alpacare_sft.reporting.card import card_facts, render_markdown
 from alpacare_sft.reporting.evaluation_page import primary_picture
-from alpacare_sft.reporting.evidence import Evidence, read_evidence, read_or_empty
+from alpacare_sft.reporting.evidence import Evidence, read_evidence, read_log_history, read_or_empty
 from alpacare_sft.reporting.pages import funnel_picture, losses_picture, render
 from alpacare_sft.run.directory import RunDirectory, write_text
 from alpacare_sft.run.trained import trained_recipe
@@ -117,16 +116,7 @@ def _pictures(run: RunDirectory, evidence: Evidence) -> dict[str, Markup]:
     """What the run has numbers for, by the section that it belongs to."""
     drawn = {
         "preprocessing": funnel_picture(evidence.report),
-        "model training": losses_picture(evidence.record, _log_history(run)),
+        "model training": losses_picture(evidence.record, read_log_history(run)),
         "evaluation": primary_picture((evidence.scores or {}).get("metrics") or {}),
     }
     return {words: image for words, image in drawn.items() if image}
-
-
-def _log_history(run: RunDirectory) -> list[dict[str, Any]]:
-    """What the trainer logged, from the last checkpoint; empty where none was kept."""
-    paths = sorted(run.checkpoints.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
-    try:
-        return list(json.loads(paths[-1].read_text(encoding="utf-8"))["log_history"]) if paths else []
-    except (ValueError, KeyError, TypeError):
-        return []

@@ -1,0 +1,151 @@
+"""A recorded run, trained and scored again in a directory of its own, and how far its results are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from alpacare_sft.errors import RunError
+from alpacare_sft.evaluation.evaluate import evaluate
+from alpacare_sft.recipe.loading import recipe_from_document
+from alpacare_sft.reporting.evidence import (
+    pinned_recipe,
+    published_recipe,
+    read_evidence,
+    read_log_history,
+    read_or_empty,
+)
+from alpacare_sft.run.directory import WEIGHTS, RunDirectory, file_sha256, write_json
+from alpacare_sft.run.json_lines import read_json_lines
+from alpacare_sft.run.trained import trained_recipe
+from alpacare_sft.runtime import prepared_process, say
+from alpacare_sft.training.train import train
+
+SIDES = ("base", "adapter")
+
+
+@prepared_process()
+def rerun(path: Path, against: Path | None = None) -> dict[str, Any]:
+    """Run a finished run again beside it, or compare it with another, and write what differs into `rerun.json`.
+
+    The first run is read and never written to. A run that is stopped goes on where it was.
+
+    Args:
+        path: of the finished run.
+        against: another finished run, which is then not trained.
+
+    Returns:
+        `identical`; `results`, one entry for each thing that was compared, with `same` and `difference`; `versions`
+        and `hardware`, the values of both runs where they differ.
+
+    Raises:
+        RunError: if one of the runs is not finished, or its files were changed.
+    """
+    first = RunDirectory(path)
+    second = RunDirectory(against or path.with_name(f"{path.name}-rerun"))
+    recipe = trained_recipe(first)
+    if against is None:
+        _train_again(first, second)
+    elif second.read_record().get("status") != "done":
+        raise RunError(f"--against must be a finished run, {against} is none. Leave it out to train anew.")
+    results = list(compare_runs(first, second))
+    records = [run.read_record() for run in (first, second)]
+    differences = {
+        name: dict(_differences(*(one.get(name) or {} for one in records))) for name in ("versions", "hardware")
+    }
+    comparison = {"identical": all(one["same"] for one in results), "results": results, **differences}
+    write_json(second.path / "rerun.json", {"of": recipe.output_dir.name, **comparison})
+    return comparison
+
+
+def _train_again(first: RunDirectory, second: RunDirectory) -> None:
+    """Train by the recipe of a run, its branches pinned, and score as its scores were made."""
+    given, evidence = trained_recipe(first), read_evidence(first)
+    recipe = recipe_from_document({**given.document, "output_dir": str(second.path)})
+    recipe = published_recipe(pinned_recipe(recipe, evidence.record), given, evidence)
+    say(f"{first.path} is run again in {second.path}.")
+    train(recipe)
+    if evidence.scores and not read_evidence(second).scores:
+        evaluate(recipe)
+
+
+def compare_runs(first: RunDirectory, second: RunDirectory) -> Iterator[dict[str, Any]]:
+    """Rows, losses, adapter, answers and scores of two finished runs; what one of them lacks is left out."""
+    hashes = [run.read_record().get("data_sha256") or {} for run in (first, second)]
+    for split in hashes[0]:
+        yield _result(f"rows of {split}", hashes[0][split] == hashes[1].get(split), "other rows")
+    losses = [_losses(run) for run in (first, second)]
+    common = sorted(losses[0].keys() & losses[1].keys())
+    if common:
+        largest = max(abs(losses[0][step] - losses[1][step]) for step in common)
+        same = losses[0] == losses[1]
+        yield _result(f"losses of {len(common):,} logged steps", same, f"at most {largest:.3g}")
+    weights = [file_sha256(run.adapter / WEIGHTS) for run in (first, second)]
+    yield _result("adapter", weights[0] == weights[1], "other bytes")
+    yield from _compare_answers(first, second)
+    yield from _compare_scores(first, second)
+
+
+def _compare_answers(first: RunDirectory, second: RunDirectory) -> Iterator[dict[str, Any]]:
+    files = [run.path / "eval" / "predictions.jsonl" for run in (first, second)]
+    if not all(file.is_file() for file in files):
+        return
+    rows = [{row["id"]: row for row in read_json_lines(file)} for file in files]
+    for side in SIDES:
+        pairs = [(row.get(side), rows[1].get(row_id, {}).get(side)) for row_id, row in rows[0].items()]
+        changed = sum(one != other for one, other in pairs)
+        yield _result(f"answers of the {side}", not changed, f"{changed:,} of {len(pairs):,}")
+
+
+def _compare_scores(first: RunDirectory, second: RunDirectory) -> Iterator[dict[str, Any]]:
+    metrics = [read_or_empty(run.path / "eval" / "scores.json").get("metrics") or {} for run in (first, second)]
+    for name in metrics[0].keys() & metrics[1].keys():
+        for side in SIDES:
+            means = [((one[name] or {}).get(side) or {}).get("mean") for one in metrics]
+            if None not in means:
+                yield _result(f"{name} of the {side}", means[0] == means[1], f"{means[0]:.4f} → {means[1]:.4f}")
+
+
+def _result(name: str, same: bool, difference: str) -> dict[str, Any]:
+    return {"name": name, "same": same, "difference": None if same else difference}
+
+
+def _losses(run: RunDirectory) -> dict[str, float]:
+    """Training and validation losses by step, as the last checkpoint has them."""
+    return {
+        f"{key} {entry['step']}": entry[key]
+        for entry in read_log_history(run)
+        for key in ("loss", "eval_loss")
+        if key in entry
+    }
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
+    for name in dict.fromkeys((*before, *after)):
+        if before.get(name) != after.get(name):
+            yield name, [before.get(name), after.get(name)]
+
+
+def show_comparison(comparison: Mapping[str, Any]) -> None:
+    """Print what `rerun` found."""
+    console = Console()
+    table = Table(box=None, pad_edge=False)
+    for title in ("compared", "same", "difference"):
+        table.add_column(title)
+    for one in comparison["results"]:
+        table.add_row(escape(one["name"]), "yes" if one["same"] else "no", escape(one["difference"] or ""))
+    console.print(table)
+    for kind in ("versions", "hardware"):
+        for name, (before, after) in comparison[kind].items():
+            console.print(f"{kind}: {escape(name)} {escape(str(before))} → {escape(str(after))}")
+    if comparison["identical"]:
+        console.print("[bold]identical[/bold]: every row, loss, weight, answer and score that was compared.")
+    elif comparison["versions"] or comparison["hardware"]:
+        console.print("[bold]not identical[/bold]: versions or hardware differ, as listed.")
+    else:
+        console.print("[bold]not identical[/bold], though versions and hardware are the same.")
