@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import platform
@@ -192,6 +193,25 @@ def check_devices() -> None:
             f"{gpus} GPUs are visible to one process. Use all: accelerate launch --multi_gpu --num_processes {gpus} "
             "-m alpacare_sft RECIPE; or one: CUDA_VISIBLE_DEVICES=0."
         )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had no memory left; the context of other CUDA errors is lost."""
+    import torch
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and should_reduce_batch_size(error)
+    )
+
+
+def free_memory() -> None:
+    """Give back what a failed forward held; after the `except` block, whose traceback holds its tensors."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def set_threads() -> int:

@@ -74,6 +74,7 @@ ORDER = [
     "data.saving",
     "training.checkpoints",
     "training.batches",
+    "training.recovery",
     "training.callbacks",
     "training.trainer",
     "training.config",
@@ -122,6 +123,7 @@ HEAVY |= {"transformers", "trl"}
 LOADS_AT_IMPORT = {
     "evaluation.ask": ["torch", "transformers"],
     "training.callbacks": ["torch", "transformers"],
+    "training.recovery": ["torch"],
     "model.cost": ["torch"],
     "model.cpu_layout": ["torch"],
     "evaluation.answering": ["torch"],

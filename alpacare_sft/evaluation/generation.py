@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from alpacare_sft.runtime import free_memory, is_out_of_memory, say
+
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
@@ -112,13 +114,30 @@ def generate_answers(
         if all(index in answered for index in batch):
             continue
         torch.manual_seed(seed + start)
-        padded = tokenizer.pad(
-            {"input_ids": [prompts[index] for index in batch]}, padding_side="left", return_tensors="pt"
-        ).to(model.device)
-        written = model.generate(**padded, stopping_criteria=stops)
-        for index, tokens in zip(batch, written[:, padded["input_ids"].shape[1] :].tolist(), strict=True):
+        written = _write(model, tokenizer, [prompts[index] for index in batch], stops)
+        for index, tokens in zip(batch, written, strict=True):
             if index not in answered:
                 yield index, read_answer(tokens, ends, tokenizer)
+
+
+def _write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    stops: StoppingCriteriaList,
+) -> list[list[int]]:
+    """Token ids written after each prompt; where memory runs out, by halves of the batch."""
+    padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+    try:
+        written = model.generate(**padded, stopping_criteria=stops)
+        return list(written[:, padded["input_ids"].shape[1] :].tolist())
+    except RuntimeError as error:
+        if len(prompts) == 1 or not is_out_of_memory(error):
+            raise
+    free_memory()  # after the `except` block, whose traceback holds the failed batch's tensors
+    half = len(prompts) // 2
+    say(f"out of memory with {len(prompts)} answers at once: {half} at once.")
+    return [row for part in (prompts[:half], prompts[half:]) for row in _write(model, tokenizer, part, stops)]
 
 
 def read_answer(tokens: Sequence[int], ends: Collection[int], tokenizer: PreTrainedTokenizerBase) -> Answer:

@@ -104,7 +104,7 @@ def _compare_answers(first: RunDirectory, second: RunDirectory) -> Iterator[dict
 
 def _compare_scores(first: RunDirectory, second: RunDirectory) -> Iterator[dict[str, Any]]:
     metrics = [read_or_empty(run.path / "eval" / "scores.json").get("metrics") or {} for run in (first, second)]
-    for name in metrics[0].keys() & metrics[1].keys():
+    for name in (name for name in metrics[0] if name in metrics[1]):
         for side in SIDES:
             means = [((one[name] or {}).get(side) or {}).get("mean") for one in metrics]
             if None not in means:

@@ -15,12 +15,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from alpacare_sft.errors import StoppedError
+from alpacare_sft.errors import RunError, StoppedError
 from alpacare_sft.runtime import num_processes, peak_memory_bytes
 from alpacare_sft.training.batches import Batch
+from alpacare_sft.training.recovery import Recovery
 
 if TYPE_CHECKING:
     from alpacare_sft.training.trainer import AnswerSFTTrainer
+
+
+# The scaler halves its factor at each: 20 times is from 65,536 to 0.06, far below what any gradient needs.
+MOST_SKIPPED = 20
 
 
 class Account(TrainerCallback, ExportableState):
@@ -34,12 +39,38 @@ class Account(TrainerCallback, ExportableState):
         self.evaluation_seconds = evaluation_seconds
         self.answer_tokens = answer_tokens
         self.batch: dict[str, int] = {}
+        self.memory: dict[str, Any] = {}
+        self.skipped_steps = 0
+        self.skipped_in_a_row = 0
         self._since: float | None = None
+        self.recovery = Recovery()
 
-    def on_train_begin(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
-        """Start the clock."""
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        """Start the clock, and go on with the forwards that fitted."""
         self._since = time.monotonic()
         self.batch = asdict(Batch.of(args))  # not as the checkpoint has it
+        self.recovery = Recovery(**self.memory)
+        self.recovery.apply(model)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
+    ) -> None:
+        """Count the steps that the fp16 scaler skipped.
+
+        Raises:
+            RunError: if it skipped `MOST_SKIPPED` in a row.
+        """
+        skipped = bool(getattr(optimizer, "step_was_skipped", False))
+        self.skipped_steps += skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        if self.skipped_in_a_row == MOST_SKIPPED:
+            raise RunError(
+                f"fp16 overflowed in each of the {MOST_SKIPPED} steps up to step {state.global_step}: they changed "
+                "nothing. Checkpoints before them stay. Where the GPU has bfloat16 add --train.fp16 false; else "
+                "lower train.learning_rate, or set model.dtype: float32."
+            )
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Stop the clock."""
@@ -67,7 +98,9 @@ class Account(TrainerCallback, ExportableState):
             "evaluation_seconds": self.evaluation_seconds,
             "answer_tokens": self.answer_tokens,
         }
-        return {"args": values, "attributes": {"batch": self.batch}}
+        memory = vars(self.recovery)
+        kept = {"batch": self.batch, "memory": memory, "skipped_steps": self.skipped_steps}
+        return {"args": values, "attributes": kept}
 
 
 class StopOnSignal(TrainerCallback):
@@ -213,4 +246,6 @@ def summarize_training(trainer: AnswerSFTTrainer) -> dict[str, Any]:
         "best_step": state.best_global_step or None,
         "stopped_early": state.global_step < state.max_steps,
         "effective_batch_size": Batch.of(trainer.args).rows,
+        "out_of_memory": account.recovery.describe(),
+        "skipped_steps": account.skipped_steps,
     }

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from alpacare_sft.errors import RunError
+from alpacare_sft.runtime import free_memory, is_out_of_memory, say
 from alpacare_sft.training.callbacks import Account
+from alpacare_sft.training.recovery import Undo, split_rows
 
 IGNORED = -100
 
@@ -114,6 +118,14 @@ class RowOrder(Sampler[int]):
             self.inner.set_epoch(epoch)
 
 
+def lower_rate(args: SFTConfig) -> str:
+    """The command that trains the recipe of a run with a tenth of its learning rate, in another directory."""
+    run = Path(args.output_dir).parent
+    other, rate = run.with_name(f"{run.name}-lower-rate"), args.learning_rate / 10
+    words = ["alpacare-sft", "train", str(run / "recipe.yaml"), "--train.learning_rate", f"{rate:g}"]
+    return shlex.join([*words, "--output_dir", str(other)])
+
+
 def upstream_is_compact(device: torch.device) -> bool:
     """Whether TRL's fused head scores the answer positions alone there (`trl.trainer.utils`, 1.16)."""
     return device.type in ("cuda", "xpu") and importlib.util.find_spec("triton") is not None
@@ -170,7 +182,45 @@ class AnswerSFTTrainer(SFTTrainer):
         if self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0:
             num_before = self.args.process_index * len(inputs["labels"])
             inputs["labels"][max(0, state.remainder - num_before) :] = IGNORED
-        return super().prediction_step(model, inputs, *args, **kwargs)
+        predict, most = super().prediction_step, None
+        while True:
+            try:
+                parts = list(split_rows(inputs, most))
+                results = [predict(model, part, *args, **kwargs) for part in parts]
+                break
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self.args.world_size > 1 or most == 1 or len(inputs["labels"]) == 1:
+                    raise
+            most = (most or len(inputs["labels"])) // 2
+            say(f"out of memory in the evaluation: the same rows again, {most} a forward.")
+            free_memory()
+        if len(parts) == 1:
+            return results[0]
+        counts = torch.stack([answer_mask(part["labels"]).sum() for part in parts]).to(results[0][0].device)
+        return (torch.stack([loss for loss, *_ in results]) * counts).sum() / counts.sum(), None, None
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Forward and backward of a batch; where memory runs out, of the same rows in smaller parts.
+
+        The loss is a sum divided by the tokens of the whole optimizer step, so that parts add up to the batch. With
+        several processes the others wait in the same backward, and the run ends at its last checkpoint.
+        """
+        recovery = self.account.recovery
+        step: Callable[..., torch.Tensor] = super().training_step
+        if self.args.world_size > 1 or num_items_in_batch is None:
+            return step(model, inputs, num_items_in_batch)
+        while True:
+            undo = Undo(model)
+            try:
+                losses = [step(model, part, num_items_in_batch) for part in split_rows(inputs, recovery.rows)]
+                return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or not recovery.shrink(len(inputs["labels"]), model):
+                    raise
+            undo.restore()
+            free_memory()
 
     def compute_loss(
         self,
@@ -225,6 +275,6 @@ class AnswerSFTTrainer(SFTTrainer):
         rows = [row[row != self._tokenizer.pad_token_id] for row in inputs["input_ids"]]
         begins = "; ".join(repr(self._tokenizer.decode(row[:60], skip_special_tokens=True)[:120]) for row in rows)
         return (
-            f"the loss is {loss} at step {self.state.global_step + 1}, on rows that begin: {begins}. Lower "
-            "train.learning_rate, or leave fp16 for bf16 or float32; the last checkpoint stays."
+            f"the loss is {loss} at step {self.state.global_step + 1}, on rows that begin: {begins}. The last "
+            f"checkpoint stays. Try a lower learning rate: {lower_rate(self.args)}"
         )

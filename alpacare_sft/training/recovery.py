@@ -1,0 +1,89 @@
+"""Out of memory in mid-run: the same rows again in smaller forwards, as if nothing had been."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from alpacare_sft.runtime import say
+
+
+def split_rows(inputs: Mapping[str, Any], most: int | None) -> Iterator[dict[str, Any]]:
+    """A batch in parts of at most `most` rows; None for the whole batch.
+
+    Args:
+        inputs: tensors of shape (B, …), and what belongs to all rows.
+        most: rows of a part.
+    """
+    num_rows = len(inputs["labels"])
+    for start in range(0, num_rows, most or num_rows):
+        rows = slice(start, start + (most or num_rows))
+        yield {
+            name: value[rows] if isinstance(value, torch.Tensor) and len(value) == num_rows else value
+            for name, value in inputs.items()
+        }
+
+
+class Undo:
+    """Gradients and random state before a forward, to repeat it from.
+
+    A failed backward has added to some of the gradients. Copies are of the adapter's alone, a few megabytes.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.gradients = [
+            (one, None if one.grad is None else one.grad.clone()) for one in model.parameters() if one.requires_grad
+        ]
+        self.draws = torch.get_rng_state()
+        self.device_draws = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for parameter, gradient in self.gradients:
+            parameter.grad = gradient
+        torch.set_rng_state(self.draws)
+        if self.device_draws is not None:
+            torch.cuda.set_rng_state(self.device_draws)
+
+
+class Recovery:
+    """What a run has shown of its memory: rows a forward that fit, and whether activations are computed again.
+
+    Attributes:
+        times: forwards that were repeated.
+        rows: most rows of a forward since then; None while memory never ran out.
+        checkpointing: whether activation checkpointing was turned on for it.
+    """
+
+    def __init__(self, times: int = 0, rows: int | None = None, checkpointing: bool = False) -> None:
+        self.times, self.rows, self.checkpointing = times, rows, checkpointing
+
+    def shrink(self, num_rows: int, model: Any) -> bool:
+        """Choose smaller forwards after one of `num_rows` rows failed; whether there is a way left."""
+        size = min(num_rows, self.rows or num_rows)
+        if size == 1 and (self.checkpointing or getattr(model, "is_activation_checkpointing", False)):
+            return False
+        self.times += 1
+        if size > 1:
+            self.rows = size // 2
+            say(f"out of memory: the same rows again, at most {self.rows} a forward; loss and update stay the same.")
+        else:
+            self.checkpointing, self.rows = True, 1
+            self.apply(model)
+            say("out of memory with one row a forward: activation checkpointing is turned on, the loss stays the same.")
+        return True
+
+    def apply(self, model: Any) -> None:
+        """Turn activation checkpointing on where it was needed before a resume."""
+        if self.checkpointing:
+            model.activation_checkpointing_enable()
+            model.enable_input_require_grads()
+
+    def describe(self) -> dict[str, Any] | None:
+        """For the record; None if memory never ran out."""
+        if not self.times:
+            return None
+        return {"times": self.times, "rows_per_forward": self.rows, "activation_checkpointing": self.checkpointing}
