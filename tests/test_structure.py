@@ -75,6 +75,7 @@ ORDER = [
     "training.checkpoints",
     "training.batches",
     "training.recovery",
+    "training.forwards",
     "training.callbacks",
     "training.trainer",
     "training.config",
@@ -123,6 +124,7 @@ HEAVY |= {"transformers", "trl"}
 LOADS_AT_IMPORT = {
     "evaluation.ask": ["torch", "transformers"],
     "training.callbacks": ["torch", "transformers"],
+    "training.forwards": ["torch"],
     "training.recovery": ["torch"],
     "model.cost": ["torch"],
     "model.cpu_layout": ["torch"],

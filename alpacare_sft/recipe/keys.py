@@ -16,6 +16,7 @@ SECTIONS: dict[str, type] = {
     "data": sections.DataSection,
     "prompt": sections.PromptSection,
     "early_stopping": sections.EarlyStoppingSection,
+    "forward": sections.ForwardSection,
     "generate": sections.GenerateSection,
     "evaluate": sections.EvaluateSection,
     "safety": sections.SafetySection,

@@ -33,6 +33,7 @@ class Recipe:
     lora: LoraSection
     train: TrainSection
     early_stopping: sections.EarlyStoppingSection
+    forward: sections.ForwardSection
     generate: sections.GenerateSection
     evaluate: sections.EvaluateSection
     safety: sections.SafetySection

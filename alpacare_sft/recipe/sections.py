@@ -212,6 +212,15 @@ class EarlyStoppingSection:
 
 
 @dataclass(kw_only=True)
+class ForwardSection:
+    """How the rows of an optimizer step are put into forwards. It changes the order of sums and draws, nothing else."""
+
+    rows: Literal["auto"] | None = None
+    """`auto` computes each optimizer step in few forwards of rows laid end to end or padded, whichever has fewer
+    operations; null as `per_device_train_batch_size` says. The validation loss stays as it is."""
+
+
+@dataclass(kw_only=True)
 class GenerateSection:
     """How answers are written by `eval` and at the end of `make demo`."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import warnings
 from functools import partial
@@ -34,6 +35,9 @@ def build_sft_config(recipe: Recipe, run: RunDirectory, precision: runtime.Preci
     from trl import SFTConfig
 
     batch = share_batch(recipe.train)
+    if recipe.forward.rows == "auto":  # the whole step is one batch, which the trainer puts into forwards
+        size = batch.per_device_train_batch_size * batch.gradient_accumulation_steps
+        batch = dataclasses.replace(batch, per_device_train_batch_size=size, gradient_accumulation_steps=1)
     ours = {
         "output_dir": str(run.checkpoints),
         "completion_only_loss": True,
@@ -85,6 +89,7 @@ def build_trainer(recipe: Recipe, config: SFTConfig, data: PreparedData, tokeniz
     from transformers import EarlyStoppingCallback
 
     from alpacare_sft.training.callbacks import Account, Terminal
+    from alpacare_sft.training.forwards import Packer
     from alpacare_sft.training.trainer import AnswerSFTTrainer
 
     stopping = recipe.early_stopping
@@ -117,6 +122,10 @@ def build_trainer(recipe: Recipe, config: SFTConfig, data: PreparedData, tokeniz
     # PEFT 0.21 would put the base's embeddings into each checkpoint where LoRA targets them.
     trainer.model.save_pretrained = partial(trainer.model.save_pretrained, save_embedding_layers=False)
     check_labels(trainer, data)
+    if recipe.forward.rows == "auto" and not config.packing:
+        trainer.packer = Packer(trainer.model, trainer.accelerator.device)
+        if not trainer.packer.lays:
+            runtime.say("forward.rows: this model does not keep rows apart end to end; they are padded.")
     return trainer
 
 

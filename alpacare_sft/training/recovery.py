@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from alpacare_sft.runtime import say
-
-
-def split_rows(inputs: Mapping[str, Any], most: int | None) -> Iterator[dict[str, Any]]:
-    """A batch in parts of at most `most` rows; None for the whole batch.
-
-    Args:
-        inputs: tensors of shape (B, …), and what belongs to all rows.
-        most: rows of a part.
-    """
-    num_rows = len(inputs["labels"])
-    for start in range(0, num_rows, most or num_rows):
-        rows = slice(start, start + (most or num_rows))
-        yield {
-            name: value[rows] if isinstance(value, torch.Tensor) and len(value) == num_rows else value
-            for name, value in inputs.items()
-        }
 
 
 class Undo:

@@ -15,9 +15,8 @@ from trl import SFTConfig, SFTTrainer
 from alpacare_sft.errors import RunError
 from alpacare_sft.runtime import free_memory, is_out_of_memory, say
 from alpacare_sft.training.callbacks import Account
-from alpacare_sft.training.recovery import Undo, split_rows
-
-IGNORED = -100
+from alpacare_sft.training.forwards import IGNORED, Packer, split_rows
+from alpacare_sft.training.recovery import Undo
 
 
 def answer_mask(labels: torch.Tensor) -> torch.Tensor:
@@ -141,6 +140,9 @@ class AnswerSFTTrainer(SFTTrainer):
     `num_items_in_batch`, and TRL's accuracy metric; TRL's entropy metric is left out.
     """
 
+    packer: Packer | None = None
+    """What puts rows into forwards; None takes them as they come."""
+
     @property
     def account(self) -> Account:
         """The account callback; a resume puts a new one in the place of the old."""
@@ -214,13 +216,19 @@ class AnswerSFTTrainer(SFTTrainer):
         while True:
             undo = Undo(model)
             try:
-                losses = [step(model, part, num_items_in_batch) for part in split_rows(inputs, recovery.rows)]
+                losses = [step(model, part, num_items_in_batch) for part in self._forwards(inputs, recovery.rows)]
                 return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
             except RuntimeError as error:
                 if not is_out_of_memory(error) or not recovery.shrink(len(inputs["labels"]), model):
                     raise
             undo.restore()
             free_memory()
+
+    def _forwards(self, inputs: dict[str, Any], most: int | None) -> Iterator[dict[str, Any]]:
+        """The batch as it comes, or where `forward.rows` is auto in the forwards of the `Packer`."""
+        if self.packer is None or "attention_mask" not in inputs:
+            return split_rows(inputs, most)
+        return self.packer.forwards(inputs, most)
 
     def compute_loss(
         self,

@@ -31,6 +31,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--warmup-steps", type=int, default=2, help="steps before the clock starts")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--forward-rows", choices=["auto"], help="forward.rows of our side")
     parser.add_argument("--side", choices=["ours", "plain"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -56,6 +57,8 @@ def overrides(options: argparse.Namespace, folder: str) -> list[str]:
     }
     if options.rows:
         words["data.path"] = options.rows
+    if options.forward_rows and options.side == "ours":
+        words["forward.rows"] = options.forward_rows
     if options.constant:
         words["data.constants.instruction"] = options.constant
     return [word for key, value in words.items() for word in (f"--{key}", str(value))]
