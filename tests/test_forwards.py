@@ -43,7 +43,7 @@ def model_of(name: str, dora: bool = False) -> Any:
     config = AutoConfig.for_model(name.split("-")[0], **SIZES, **MODELS[name], pad_token_id=0)
     base = AutoModelForCausalLM.from_config(config, attn_implementation="eager" if name == "gemma2" else "sdpa")
     for parameter in base.parameters():  # larger than at the start of a training, so that a mistake shows
-        parameter.data.mul_(4)
+        parameter.data.mul_(2)
     lora = LoraConfig(r=2, lora_alpha=8, use_dora=dora, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     return get_peft_model(base, lora).train()
 
