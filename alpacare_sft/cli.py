@@ -198,18 +198,24 @@ def help_topic(words: Sequence[str]) -> str | None:
 
 
 def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    """Load the recipe and call what the verb names."""
-    if options.verb == "schema":
-        return print_schema(options.output, overrides)
-    if options.verb == "recipes":
-        return print_recipes(options.action, options.name, options.folder, overrides)
-    if options.verb == "completion":
-        return print_completion(options.shell)
-    if options.verb == "doctor":
-        return print_findings(sft.load_recipe(options.recipe, overrides) if options.recipe else None, options.json)
-    if options.verb == "rerun":
-        return print_comparison(options.run, options.against, overrides)
-    recipe = sft.load_recipe(options.recipe, overrides)
+    """Call what the verb names; its exit code."""
+    match options.verb:
+        case "schema":
+            return print_schema(options.output, overrides)
+        case "recipes":
+            return print_recipes(options.action, options.name, options.folder, overrides)
+        case "completion":
+            return print_completion(options.shell)
+        case "doctor":
+            return print_findings(sft.load_recipe(options.recipe, overrides) if options.recipe else None, options.json)
+        case "rerun":
+            return print_comparison(options.run, options.against, overrides)
+    run_recipe(options, sft.load_recipe(options.recipe, overrides))
+    return 0
+
+
+def run_recipe(options: argparse.Namespace, recipe: sft.Recipe) -> None:
+    """Call a verb that acts on a recipe."""
     publishes = getattr(options, "push", False) and is_main_process()
     if publishes:  # hours of training must not end at a name that is taken
         from alpacare_sft.hub.preflight import preflight
@@ -248,7 +254,6 @@ def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             sft.push(recipe, dry_run=options.dry_run)
     if publishes:
         sft.push(recipe)
-    return 0
 
 
 @contextmanager

@@ -183,7 +183,7 @@ def _gates(recipe: Recipe | None) -> Iterator[Finding]:
         try:
             HfApi().auth_check(name, repo_type="dataset" if kind == "data set" else "model")
             yield Finding("fine", kind, f"{name} may be read")
-        except Exception as error:  # as the client raises it; told as everywhere
+        except Exception as error:  # as the client raises it
             fault = hub_fault(error, name, kind)
             is_refusal = fault is not None and getattr(error, "response", None) is not None
             text = fault or "the Hub cannot be reached, so it was not tried"

@@ -106,31 +106,32 @@ def trace_layers(
     if checkpointing and lora:
         model.activation_checkpointing_enable()
         model.enable_input_require_grads()
-    head = model.get_output_embeddings()
+    counter, autocast = _Counter(), torch.autocast("cpu", _half(dtype)) if half else nullcontext()
     with FakeTensorMode():
         parameters = _fill(model)
-        layers = model.base_model.model.model if lora else model.base_model
-        counter = _Counter()
         for parameter in parameters:
             counter.add(parameter)
         fixed = counter.alive
-        with (
-            counter,
-            torch.autocast("cpu", _half(dtype)) if half else nullcontext(),
-            torch.set_grad_enabled(bool(lora)),
-        ):
-            ids = torch.zeros(rows, tokens, dtype=torch.long)
-            output = layers(input_ids=ids, use_cache=lora is None)
+        with counter, autocast, torch.set_grad_enabled(bool(lora)):
+            layers = (model.get_base_model() if lora else model).base_model
+            output = layers(input_ids=torch.zeros(rows, tokens, dtype=torch.long), use_cache=lora is None)
             saved = counter.alive - fixed
             if lora:
                 output.last_hidden_state.sum().backward()
-    trained = sum(one.numel() for one in parameters if one.requires_grad) if lora else 0
-    linear = sum(_bytes(one.weight) for one in model.modules() if type(one) is nn.Linear and one is not head)
     added = 0
     if lora and lora.lora_dropout:
-        added = _dropout_bytes(model, rows * tokens) // (config.num_hidden_layers if checkpointing else 1)
-    linear -= 4 * trained  # PEFT's own matrices
-    return Cost(fixed - 4 * trained, linear, trained, saved + added, counter.peak - fixed + added, counter.operations)
+        num_layers = config.get_text_config().num_hidden_layers
+        added = _dropout_bytes(model, rows * tokens) // (num_layers if checkpointing else 1)
+    trained = sum(one.numel() for one in parameters if one.requires_grad) if lora else 0
+    weights = fixed - 4 * trained
+    linear = _linear_bytes(model) - 4 * trained  # less PEFT's own matrices
+    return Cost(weights, linear, trained, saved + added, counter.peak - fixed + added, counter.operations)
+
+
+def _linear_bytes(model: Any) -> int:
+    """Weights of all linear layers but the head."""
+    head = model.get_output_embeddings()
+    return sum(_bytes(one.weight) for one in model.modules() if type(one) is nn.Linear and one is not head)
 
 
 def _dropout_bytes(model: nn.Module, tokens: int) -> int:

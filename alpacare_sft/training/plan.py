@@ -92,6 +92,7 @@ class Plan:
     def __init__(self, recipe: Recipe, target: Target) -> None:
         self.recipe, self.target = recipe, target
         self.config = load_config(recipe.model)
+        self.sizes = self.config.get_text_config()
         tokenizer = load_tokenizer(recipe.model)
         check_context(recipe.model, recipe.max_length)
         self.data: PreparedData = prepare_data(recipe, tokenizer)
@@ -173,7 +174,7 @@ class Plan:
         return cost.weights_bytes - cost.linear_bytes + int(cost.linear_bytes / size * (0.5 + 0.127 / 8))
 
     def _head_bytes(self, answer_tokens: int) -> int:
-        logits: int = answer_tokens * self.config.vocab_size * _LOGITS_BYTES
+        logits: int = answer_tokens * self.sizes.vocab_size * _LOGITS_BYTES
         return min(logits, _TILE_BYTES) if self.target.is_gpu else logits
 
     def _judged(self, parts: dict[str, int]) -> dict[str, Any]:
@@ -192,7 +193,7 @@ class Plan:
         longest = max(prompts, default=self.recipe.max_length)
         one = trace_layers(self.config, None, 2, longest, dtype=self.dtype)
         cache = int(one.saved_bytes / 2 * rows * (longest + new) / longest)
-        logits = 2 * rows * self.config.vocab_size * _LOGITS_BYTES
+        logits = 2 * rows * self.sizes.vocab_size * _LOGITS_BYTES
         active = int((one.peak_bytes - one.saved_bytes) / 2 * rows)
         weights = self._weights_bytes(one, bool(self.recipe.model.quantization))
         parts = {"weights": weights, "cache": cache, "activations": active, "head": logits}
@@ -237,7 +238,7 @@ class Plan:
         """Floating-point operations of the whole training, by the mean length of its rows."""
         mean = max(1, round(sum(self.lengths) / len(self.lengths)))
         layers = self.cost(1, self.checkpointing, mean).operations / mean * sum(self.lengths)
-        head = 4 * sum(self.answers) * self.config.hidden_size * self.config.vocab_size  # forward, and to the hidden
+        head = 4 * sum(self.answers) * self.sizes.hidden_size * self.sizes.vocab_size  # forward, and to the hidden
         steps = self.steps()
         return int((layers + head) * steps["steps"] / steps["steps_per_epoch"])
 
@@ -263,7 +264,7 @@ class Plan:
         rows = self.recipe.train.per_device_train_batch_size
         length = max(2, round(sum(self.lengths) / len(self.lengths)))
         answer = max(1, round(sum(self.answers) / len(self.answers)))
-        ids = torch.randint(self.config.vocab_size, (rows, length), device=device)
+        ids = torch.randint(self.sizes.vocab_size, (rows, length), device=device)
         tokens, begun, seconds = 0, 0.0, 0.0
         while seconds < _MEASURED_SECONDS:
             with torch.autocast(device.type, enabled=device.type == "cuda" and self.half):

@@ -30,6 +30,11 @@ BENCHMARKS = {
         "Training, eight rows a forward",
         ["training_speed.py", "--steps", "6", "--batch-size", "8", "--accumulation", "1"],
     ),
+    "train-8x1-auto": (
+        "Training, eight rows a step, `forward.rows: auto`",
+        ["training_speed.py", "--steps", "6", "--batch-size", "8", "--accumulation", "1", "--forward-rows", "auto"],
+    ),
+    "memory": ("Memory that `plan` predicts, beside what was held", ["memory_plan.py"]),
     "start": ("Help, and a wrong key of a recipe reported", []),
     "data": ("52,002 rows prepared", ["data_speed.py"]),
 }
