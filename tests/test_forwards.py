@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from alpacare_sft import load_recipe, train
+from alpacare_sft.errors import RecipeError
 from alpacare_sft.run.directory import WEIGHTS, file_sha256
 from alpacare_sft.training.forwards import IGNORED, Packer, keeps_rows_apart
 from alpacare_sft.training.trainer import AnswerSFTTrainer
@@ -131,6 +132,14 @@ def test_rows_share_a_forward_up_to_the_bound_and_the_cheaper_form_is_taken() ->
     assert packer.is_cheaper_laid([4, 18]) and not packer.is_cheaper_laid([5, 5])
     packer.per_token, packer.per_pair = 1, 1000
     assert not packer.is_cheaper_laid([10, 11, 12, 13])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("loss_type", "dft"), ("label_smoothing_factor", "0.1"), ("packing", "true")]
+)
+def test_a_step_that_does_not_add_up_is_refused(key: str, value: str, make_recipe: Make) -> None:
+    with pytest.raises(RecipeError, match=rf"forward\.rows needs train\.{key}"):
+        make_recipe("--forward.rows", "auto", f"--train.{key}", value)
 
 
 def trained(make_recipe: Make, *words: str) -> dict[str, Any]:

@@ -143,6 +143,7 @@ def _faults_across_keys(values: Mapping[str, Any]) -> Iterator[Fault]:
     train, lora, data, evaluate = vars(values["train"]), vars(values["lora"]), values["data"], values["evaluate"]
     yield from rules.bound_faults(train, lora)
     yield from rules.target_faults(lora)
+    yield from rules.forward_faults(values["forward"].rows, train)
     yield from rules.evaluation_faults(train, bool(data.splits.validation))
     yield from rules.judge_faults(evaluate.judge, evaluate.baseline, evaluate.metrics)
     yield from rules.safety_faults(values["safety"].disclaimer)

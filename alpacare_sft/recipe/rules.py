@@ -295,6 +295,15 @@ def safety_faults(disclaimer: str) -> Iterator[Fault]:
         )
 
 
+def forward_faults(rows: str | None, train: Mapping[str, Any]) -> Iterator[Fault]:
+    """What `forward.rows: auto` cannot be combined with: parts of a step add up only where the loss is a sum."""
+    if rows is None:
+        return
+    for key, plain in (("loss_type", "nll"), ("label_smoothing_factor", 0), ("packing", False)):
+        if train.get(key, plain) != plain:
+            yield Fault("forward.rows", f"needs train.{key}: {str(plain).lower()}, got {train[key]}. Leave one out.")
+
+
 def combination_faults(train: Mapping[str, Any], data: Any, prompt: Any, metrics: Sequence[str]) -> Iterator[Fault]:
     """Keys that are right alone and wrong together."""
     if train["fp16"] and train["bf16"]:

@@ -35,7 +35,7 @@ def build_sft_config(recipe: Recipe, run: RunDirectory, precision: runtime.Preci
     from trl import SFTConfig
 
     batch = share_batch(recipe.train)
-    if recipe.forward.rows == "auto":  # the whole step is one batch, which the trainer puts into forwards
+    if recipe.forward.rows == "auto" and batch.processes == 1:  # the step is one batch, which the trainer divides
         size = batch.per_device_train_batch_size * batch.gradient_accumulation_steps
         batch = dataclasses.replace(batch, per_device_train_batch_size=size, gradient_accumulation_steps=1)
     ours = {
@@ -122,7 +122,7 @@ def build_trainer(recipe: Recipe, config: SFTConfig, data: PreparedData, tokeniz
     # PEFT 0.21 would put the base's embeddings into each checkpoint where LoRA targets them.
     trainer.model.save_pretrained = partial(trainer.model.save_pretrained, save_embedding_layers=False)
     check_labels(trainer, data)
-    if recipe.forward.rows == "auto" and not config.packing:
+    if recipe.forward.rows == "auto" and config.world_size == 1:
         trainer.packer = Packer(trainer.model, trainer.accelerator.device)
         if not trainer.packer.lays:
             runtime.say("forward.rows: this model does not keep rows apart end to end; they are padded.")
