@@ -63,7 +63,14 @@ def _versions() -> Iterator[Finding]:
 
     yield Finding("fine", "Python", sys.version.split()[0])  # pip refuses another than the metadata allows
     wrong, names = [], []
-    for line in importlib.metadata.requires("alpacare_sft") or ():
+    try:
+        needs = importlib.metadata.requires("alpacare_sft") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding(
+            "warning", "packages", "alpacare_sft is not installed, its bounds are not known. Run: pip install ."
+        )
+        return
+    for line in needs:
         need = Requirement(line)
         if need.marker and not need.marker.evaluate({"extra": ""}):
             continue
