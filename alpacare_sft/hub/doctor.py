@@ -67,7 +67,7 @@ def _versions() -> Iterator[Finding]:
         needs = importlib.metadata.requires("alpacare_sft") or []
     except importlib.metadata.PackageNotFoundError:
         yield Finding(
-            "warning", "packages", "alpacare_sft is not installed, its bounds are not known. Run: pip install ."
+            "warning", "packages", "alpacare_sft is not installed, so its bounds are unknown. Run: pip install ."
         )
         return
     for line in needs:
