@@ -90,7 +90,7 @@ def test_filters_loggers_bars_constants_and_threads_are_the_callers_after_a_run(
 
 @pytest.mark.slow
 def test_what_came_too_late_is_recorded(notebook: list[Any]) -> None:
-    assert notebook[2] == ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"]
+    assert notebook[2] == ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE"]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

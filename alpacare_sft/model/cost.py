@@ -160,7 +160,9 @@ def _build_model(config: PreTrainedConfig, lora: LoraSection | None, dtype: str,
     AttentionInterface.register(_NO_MASK, sdpa_attention_forward)
     attention = "sdpa" if padded else _NO_MASK
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, dtype), attn_implementation=attention, trust_remote_code=False
+        )
         if lora:
             given = {name: value for name, value in plain_value(lora).items() if value is not None}
             model = get_peft_model(model, LoraConfig(**{**given, "task_type": "CAUSAL_LM", "lora_dropout": 0.0}))

@@ -256,7 +256,7 @@ class Plan:
         runtime.set_threads()
         dtype = getattr(torch, self.dtype if device.type == "cuda" else "float32")
         lora = {name: value for name, value in plain_value(self.recipe.lora).items() if value is not None}
-        model = AutoModelForCausalLM.from_config(self.config, dtype=dtype).to(device)
+        model = AutoModelForCausalLM.from_config(self.config, dtype=dtype, trust_remote_code=False).to(device)
         model = get_peft_model(model, LoraConfig(**{**lora, "task_type": "CAUSAL_LM"})).train()
         if self.checkpointing:
             model.activation_checkpointing_enable()
