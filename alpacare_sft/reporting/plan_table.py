@@ -20,7 +20,8 @@ def show_plan(plan: Mapping[str, Any]) -> None:
     target = plan["target"]
     console.print(
         f"[bold]{escape(str(plan['model']))}[/bold] on {escape(target['name'])} ({_gib(target['memory_bytes'])} GiB), "
-        f"{plan['precision']} products, longest row {plan['longest_row_tokens']:,} tokens. Memory is modelled, no weights were read.",
+        f"{plan['precision']} products, longest row {plan['longest_row_tokens']:,} tokens. "
+        "Memory is modelled, no weights were read.",
         highlight=False,
     )
     console.print(_memory_table(plan))
