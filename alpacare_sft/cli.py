@@ -199,9 +199,11 @@ def help_topic(words: Sequence[str]) -> str | None:
 
 def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Call what the verb names; its exit code."""
+    if overrides and not getattr(options, "recipe", None) and options.verb != "recipes":  # which says what it takes
+        raise RecipeError(f"{options.verb} takes no overrides, got {' '.join(overrides)}.")
     match options.verb:
         case "schema":
-            return print_schema(options.output, overrides)
+            return print_schema(options.output)
         case "recipes":
             return print_recipes(options.action, options.name, options.folder, overrides)
         case "completion":
@@ -209,7 +211,7 @@ def run_verb(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         case "doctor":
             return print_findings(sft.load_recipe(options.recipe, overrides) if options.recipe else None, options.json)
         case "rerun":
-            return print_comparison(options.run, options.against, overrides)
+            return print_comparison(options.run, options.against)
     run_recipe(options, sft.load_recipe(options.recipe, overrides))
     return 0
 
@@ -268,12 +270,10 @@ def stopped_by_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def print_comparison(run: Path, against: Path | None, overrides: Sequence[str]) -> int:
+def print_comparison(run: Path, against: Path | None) -> int:
     """Run a run again and show what differs; 1 if something does."""
     from alpacare_sft.evaluation.rerun import rerun, show_comparison
 
-    if overrides:
-        raise RecipeError(f"rerun takes no overrides, got {' '.join(overrides)}.")
     with stopped_by_signals():
         comparison = rerun(run, against)
     show_comparison(comparison)
@@ -324,13 +324,11 @@ def print_plan(recipe: sft.Recipe, gpu: str | None, measure: bool, as_json: bool
         show_plan(plan)
 
 
-def print_schema(output: Path | None, overrides: Sequence[str]) -> int:
+def print_schema(output: Path | None) -> int:
     """Write the JSON Schema of a recipe to a file, or show it."""
     from alpacare_sft.recipe.reference import recipe_schema_text
     from alpacare_sft.run.directory import write_text
 
-    if overrides:
-        raise RecipeError(f"schema takes no overrides, got {' '.join(overrides)}.")
     text = recipe_schema_text()
     if output is None:
         print(text, end="")

@@ -79,6 +79,8 @@ def test_every_module_form_is_the_same_program() -> None:
         (["train", DEMO, "--train.sed", "1"], "train.sed is not a key. Did you mean train.seed?"),
         (["train", DEMO, "--overwite"], "--overwite must be followed by a value."),
         (["train", DEMO, "--stop-after", "8:30"], "--stop-after must be hours, minutes, seconds such as 8h30m"),
+        (["rerun", "runs/demo", "--train.seed", "1"], "rerun takes no overrides, got --train.seed 1."),
+        (["doctor", "--train.seed=1"], "doctor takes no overrides, got --train.seed=1."),
         (["schema", "a.yaml"], "schema takes no overrides, got a.yaml."),
         (["schema", "--output", "."], "--output must be a file that can be written, got .: "),
     ],

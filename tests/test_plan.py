@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from alpacare_sft.cli import main
@@ -17,18 +16,19 @@ from alpacare_sft.errors import RecipeError
 from alpacare_sft.model.base import load_config
 from alpacare_sft.model.cost import trace_layers
 from alpacare_sft.reporting.plan_table import show_plan
+from alpacare_sft.training.config import build_lora_config
 from alpacare_sft.training.plan import Plan, Target, find_target, plan_run
+from tests.benchmarks.memory_plan import held_bytes
 
 pytestmark = pytest.mark.slow
 
 
 def real_model(recipe: Any) -> Any:
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
-    lora = recipe.lora
-    config = LoraConfig(task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.lora_alpha, target_modules=lora.target_modules)
-    return get_peft_model(AutoModelForCausalLM.from_config(load_config(recipe.model)), config).train()
+    model = AutoModelForCausalLM.from_config(load_config(recipe.model))
+    return get_peft_model(model, build_lora_config(recipe)).train()
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -36,20 +36,20 @@ def test_bytes_and_operations_are_those_of_a_real_step(
     rows: int, make_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
     recipe = make_recipe("--lora.lora_dropout", "0")
-    cost = trace_layers(load_config(recipe.model), recipe.lora, rows, 64, dtype="float32")
+    cost = trace_layers(load_config(recipe.model), build_lora_config(recipe), rows, 64, dtype="float32")
     model = real_model(recipe)
     ids, mask = torch.zeros(rows, 64, dtype=torch.long), torch.ones(rows, 64, dtype=torch.long)
     if rows > 1:
         mask[0, -3:] = 0
     layers = model.base_model.model.model
+
+    def step() -> None:
+        layers(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.sum().backward()
+
     with FlopCounterMode(display=False) as counted:
-        layers(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.sum().backward()
+        step()
     model.zero_grad()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        layers(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.sum().backward()
-    profiled.export_chrome_trace(str(tmp_path / "trace.json"))
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    held = max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]")
+    held = held_bytes(step, tmp_path / "trace.json")
     assert cost.operations == counted.get_total_flops()
     assert cost.trained_parameters == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert cost.peak_bytes == pytest.approx(held, rel=0.1)
@@ -58,7 +58,7 @@ def test_bytes_and_operations_are_those_of_a_real_step(
 def test_more_rows_cost_what_they_add(make_recipe: Callable[..., Any]) -> None:
     recipe = make_recipe()
     plan = Plan(recipe, find_target("t4"))
-    traced = trace_layers(plan.config, recipe.lora, 6, 64, dtype=plan.dtype, half=plan.half)
+    traced = trace_layers(plan.config, plan.lora, 6, 64, dtype=plan.dtype, half=plan.half)
     assert plan.cost(6, False, 64).peak_bytes == pytest.approx(traced.peak_bytes, rel=0.02)
     assert plan.cost(6, False, 64).operations == pytest.approx(traced.operations, rel=0.001)
 
@@ -105,3 +105,8 @@ def test_the_command_prints_one_object(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["plan", "recipes/demo.yaml", "--gpu", "t4", "--json", "--train.max_length", "200"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["fits"] and plan["seconds"][0] < plan["seconds"][1] and plan["basis"] == "modelled"
+
+
+def test_more_rows_a_forward_than_the_table_has_are_planned(make_recipe: Callable[..., Any]) -> None:
+    recipe = make_recipe("--train.per_device_train_batch_size", "48", "--train.gradient_accumulation_steps", "1")
+    assert plan_run(recipe, "t4")["training"][-1]["rows_per_forward"] == 48

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from alpacare_sft.errors import RunError
 from alpacare_sft.evaluation.evaluate import evaluate
-from alpacare_sft.recipe.loading import recipe_from_document
+from alpacare_sft.recipe.loading import Recipe, recipe_from_document
 from alpacare_sft.reporting.evidence import (
     pinned_recipe,
     published_recipe,
@@ -50,7 +50,7 @@ def rerun(path: Path, against: Path | None = None) -> dict[str, Any]:
     second = RunDirectory(against or path.with_name(f"{path.name}-rerun"))
     recipe = trained_recipe(first)
     if against is None:
-        _train_again(first, second)
+        _train_again(recipe, first, second)
     elif second.read_record().get("status") != "done":
         raise RunError(f"--against must be a finished run, {against} is none. Leave it out to train anew.")
     results = list(compare_runs(first, second))
@@ -63,9 +63,9 @@ def rerun(path: Path, against: Path | None = None) -> dict[str, Any]:
     return comparison
 
 
-def _train_again(first: RunDirectory, second: RunDirectory) -> None:
+def _train_again(given: Recipe, first: RunDirectory, second: RunDirectory) -> None:
     """Train by the recipe of a run, its branches pinned, and score as its scores were made."""
-    given, evidence = trained_recipe(first), read_evidence(first)
+    evidence = read_evidence(first)
     recipe = recipe_from_document({**given.document, "output_dir": str(second.path)})
     recipe = published_recipe(pinned_recipe(recipe, evidence.record), given, evidence)
     say(f"{first.path} is run again in {second.path}.")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from alpacare_sft.errors import RecipeError, first_line
 from alpacare_sft.hub.errors import TOKENS, hub_fault
+from alpacare_sft.recipe.keys import section_types
 from alpacare_sft.recipe.names import EMBEDDED, hub_datasets, is_path
 from alpacare_sft.runtime import resolve_precision
 
@@ -100,7 +101,8 @@ def _hardware(recipe: Recipe | None) -> Iterator[Finding]:
         yield Finding("warning", "GPU", text)
     else:
         properties, (major, minor) = torch.cuda.get_device_properties(0), torch.cuda.get_device_capability()
-        half = "bf16" if major >= 8 else "fp16, as bfloat16 needs compute capability 8.0"
+        half = resolve_precision(section_types()["train"]()).name  # of a recipe that leaves it open
+        half += ", as bfloat16 needs compute capability 8.0" if half == "fp16" else ""
         size = f"{properties.total_memory / 2**30:.1f} GiB"
         yield Finding("fine", "GPU", f"{properties.name}, {size}, compute capability {major}.{minor}: {half}")
     yield from _launcher(torch.cuda.device_count())

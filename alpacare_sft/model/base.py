@@ -106,6 +106,12 @@ def load_base_model(model: ModelSection, dtype: str) -> PreTrainedModel:
     return base
 
 
+def enable_checkpointing(model: Any) -> None:
+    """Compute activations again in the backward, as `SFTTrainer` sets it up for a model with an adapter (trl 1.16)."""
+    model.activation_checkpointing_enable()
+    model.enable_input_require_grads()
+
+
 def check_weights(model: ModelSection) -> None:
     """Refuse a base whose weights are pickles alone: reading them can run what their author put there.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from alpacare_sft.model.base import enable_checkpointing
+
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from torch import Tensor
     from transformers import PreTrainedConfig
-
-    from alpacare_sft.recipe.upstream_sections import LoraSection
-
 
 _NO_MASK = "alpacare_sft_sdpa_without_mask"
 
@@ -78,7 +79,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def trace_layers(
     config: PreTrainedConfig,
-    lora: LoraSection | None,
+    lora: LoraConfig | None,
     rows: int,
     tokens: int,
     *,
@@ -104,8 +105,7 @@ def trace_layers(
 
     model = _build_model(config, lora, dtype, padded=rows > 1)
     if checkpointing and lora:
-        model.activation_checkpointing_enable()
-        model.enable_input_require_grads()
+        enable_checkpointing(model)
     counter, autocast = _Counter(), torch.autocast("cpu", _half(dtype)) if half else nullcontext()
     with FakeTensorMode():
         parameters = _fill(model)
@@ -145,17 +145,15 @@ def _dropout_bytes(model: nn.Module, tokens: int) -> int:
     return sum(2 * 4 * tokens * layer.in_features for layer in layers)
 
 
-def _build_model(config: PreTrainedConfig, lora: LoraSection | None, dtype: str, padded: bool) -> Any:
+def _build_model(config: PreTrainedConfig, lora: LoraConfig | None, dtype: str, padded: bool) -> Any:
     """The model without weights, with the adapter in float32.
 
     transformers 5.23 gives a mask to every traced attention, for which it repeats keys and values for each head; one
     row needs none. An attention of another name gets none.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
     from transformers import AttentionInterface, AutoModelForCausalLM
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    from alpacare_sft.recipe.values import plain_value
 
     AttentionInterface.register(_NO_MASK, sdpa_attention_forward)
     attention = "sdpa" if padded else _NO_MASK
@@ -164,8 +162,7 @@ def _build_model(config: PreTrainedConfig, lora: LoraSection | None, dtype: str,
             config, dtype=getattr(torch, dtype), attn_implementation=attention, trust_remote_code=False
         )
         if lora:
-            given = {name: value for name, value in plain_value(lora).items() if value is not None}
-            model = get_peft_model(model, LoraConfig(**{**given, "task_type": "CAUSAL_LM", "lora_dropout": 0.0}))
+            model = get_peft_model(model, dataclasses.replace(lora, lora_dropout=0.0))
     for parameter in model.parameters():
         if parameter.requires_grad and lora:
             parameter.data = parameter.data.float()

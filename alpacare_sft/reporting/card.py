@@ -64,6 +64,7 @@ def card_facts(recipe: Recipe, evidence: Evidence) -> dict[str, Any]:
     """What the templates of the model card and of the report in eight sections show; see `format_card`."""
     recipe = pinned_recipe(recipe, evidence.record)
     base, datasets = evidence.record["base_model"], hub_datasets(recipe.data.path, recipe.data.revision)
+    names = dict.fromkeys(dataset.path for dataset in datasets)
     commits = [str(dataset.revision) for dataset in datasets if dataset.revision]
     return dict(
         recipe=recipe,
@@ -82,11 +83,8 @@ def card_facts(recipe: Recipe, evidence: Evidence) -> dict[str, Any]:
         base_license=base_license(base["name"], recipe.hub.license),
         license=adapter_license(base["name"], recipe.hub),
         rows_from=_source(recipe),
-        datasets=dict.fromkeys(dataset.path for dataset in datasets),
-        dataset_links=", ".join(
-            f"[{name}](https://huggingface.co/datasets/{name})"
-            for name in dict.fromkeys(dataset.path for dataset in datasets)
-        ),
+        datasets=names,
+        dataset_links=", ".join(f"[{name}](https://huggingface.co/datasets/{name})" for name in names),
         data_commit=", ".join(dict.fromkeys(commits)) if len(commits) == len(datasets) else "",
         local_rows=len(datasets) + _num_packaged(recipe.data.path) < len(path_entries(recipe.data.path)),
         pinned=" and ".join(_pinned(recipe)),

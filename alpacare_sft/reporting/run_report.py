@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Mapping
@@ -34,8 +35,6 @@ def save_run_report(recipe: Recipe) -> None:
     Raises:
         RunError: if the run has no trained adapter, or `report.md` is not text.
     """
-    import dataclasses
-
     run = RunDirectory(recipe.output_dir)
     trained = dataclasses.replace(trained_recipe(run), hub=recipe.hub, safety=recipe.safety)
     evidence, review = read_evidence(run), read_or_empty(run.path / "eval" / "review.json")

@@ -17,6 +17,7 @@ from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.training.batches import share_batch
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from trl import SFTConfig
 
     from alpacare_sft.recipe.loading import Recipe
@@ -77,6 +78,17 @@ def check_trackers(recipe: Recipe) -> None:
             raise RecipeError(f"train.report_to: {name} needs its package. Install it: pip install {package}.")
 
 
+def build_lora_config(recipe: Recipe) -> LoraConfig:
+    """`peft.LoraConfig` of a recipe.
+
+    Raises:
+        ValueError: if upstream refuses a value.
+    """
+    from peft import LoraConfig
+
+    return LoraConfig(task_type="CAUSAL_LM", **plain_value(given_values(recipe, "lora")))
+
+
 def build_trainer(recipe: Recipe, config: SFTConfig, data: PreparedData, tokenizer: Any, base: Any) -> AnswerSFTTrainer:
     """The trainer, its adapter in float32 and its labels compared with the mask.
 
@@ -85,7 +97,6 @@ def build_trainer(recipe: Recipe, config: SFTConfig, data: PreparedData, tokeniz
         DataError: if the labels are not what the mask says.
     """
     import torch
-    from peft import LoraConfig
     from transformers import EarlyStoppingCallback
 
     from alpacare_sft.training.callbacks import Account, Terminal
@@ -104,7 +115,7 @@ def build_trainer(recipe: Recipe, config: SFTConfig, data: PreparedData, tokeniz
                 train_dataset=rows["train"],
                 eval_dataset=rows["validation"] if recipe.evaluates_during_training else None,
                 processing_class=tokenizer,
-                peft_config=LoraConfig(task_type="CAUSAL_LM", **plain_value(given_values(recipe, "lora"))),
+                peft_config=build_lora_config(recipe),
                 callbacks=[Account(), *early],
             )
     except (ValueError, ImportError) as error:

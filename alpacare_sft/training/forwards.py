@@ -22,11 +22,13 @@ def split_rows(inputs: Mapping[str, Any], most: int | None) -> Iterator[dict[str
         most: rows of a part.
     """
     num_rows = len(inputs["labels"])
-    for start in range(0, num_rows, most or num_rows):
-        yield _select(inputs, list(range(start, min(num_rows, start + (most or num_rows)))))
+    size = most or num_rows
+    for start in range(0, num_rows, size):
+        yield _select(inputs, slice(start, start + size))
 
 
-def _select(inputs: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
+def _select(inputs: Mapping[str, Any], rows: slice | list[int]) -> dict[str, Any]:
+    """Some rows of a batch: views of them for a slice, copies for a list."""
     num_rows = len(inputs["labels"])
     return {
         name: value[rows] if isinstance(value, torch.Tensor) and len(value) == num_rows else value

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft import runtime
 from alpacare_sft.data.prepare import prepare_data
 from alpacare_sft.errors import RecipeError
-from alpacare_sft.model.base import check_context, load_config, load_tokenizer
+from alpacare_sft.model.base import check_context, enable_checkpointing, load_config, load_tokenizer
 from alpacare_sft.model.cost import Cost, trace_layers
 from alpacare_sft.recipe.values import plain_value
+from alpacare_sft.training.config import build_lora_config
 
 if TYPE_CHECKING:
     from alpacare_sft.data.prepare import PreparedData
@@ -98,6 +99,8 @@ class Plan:
         self.data: PreparedData = prepare_data(recipe, tokenizer)
         split = self.data.splits["train"]
         self.lengths = [len(ids) for ids in split["input_ids"]]
+        self.longest = max(self.lengths)
+        self.lora = build_lora_config(recipe)
         self.answers = [sum(mask) for mask in split["completion_mask"]]
         self._costs: dict[tuple[int, bool, int], Cost] = {}
 
@@ -128,7 +131,7 @@ class Plan:
         if key not in self._costs:
             self._costs[key] = trace_layers(
                 self.config,
-                self.recipe.lora,
+                self.lora,
                 rows,
                 tokens,
                 dtype=self.dtype,
@@ -142,22 +145,17 @@ class Plan:
     ) -> dict[str, Any]:
         """Bytes of a training step with the longest rows, by part, and the peak."""
         checkpointing = self.checkpointing if checkpointing is None else checkpointing
-        longest = min(max(self.lengths), max_length or self.recipe.max_length)
+        longest = min(self.longest, max_length or self.recipe.max_length)
         cost = self.cost(rows, checkpointing, longest)
         weights = self._weights_bytes(cost, bool(self.recipe.model.quantization) if nf4 is None else nf4)
         adapter = 4 * cost.trained_parameters
         optim = str(plain_value(self.recipe.train.optim))
         moments = next((size for name, size in _OPTIMIZERS.items() if name in optim), 8) * cost.trained_parameters
         head = self._head_bytes(rows * min(max(self.answers), longest))
-        active = max(cost.peak_bytes, cost.saved_bytes + head)  # the head is scored when the forward is done
-        parts = {
-            "weights": weights,
-            "adapter": adapter,
-            "gradients": adapter,
-            "optimizer": moments,
-            "activations": active - head if active > cost.peak_bytes else active,
-            "head": head if active > cost.peak_bytes else 0,
-        }
+        in_backward = {"activations": cost.peak_bytes, "head": 0}
+        at_head = {"activations": cost.saved_bytes, "head": head}  # scored when the forward is done
+        active = max(in_backward, at_head, key=lambda parts: sum(parts.values()))
+        parts = {"weights": weights, "adapter": adapter, "gradients": adapter, "optimizer": moments, **active}
         return {"rows_per_forward": rows, **self._judged(parts)}
 
     @property
@@ -206,9 +204,8 @@ class Plan:
 
     def settings(self) -> list[dict[str, Any]]:
         """Training with each number of rows a forward that keeps the optimizer step."""
-        return [
-            self.training(rows) for rows in range(1, min(self.rows_per_step, 32) + 1) if self.rows_per_step % rows == 0
-        ]
+        most = min(self.rows_per_step, max(32, self.recipe.train.per_device_train_batch_size))
+        return [self.training(rows) for rows in range(1, most + 1) if self.rows_per_step % rows == 0]
 
     def change_that_fits(self) -> str | None:
         """The first single change that fits, cheapest first: overrides of the command line; None if none does."""
@@ -244,23 +241,21 @@ class Plan:
 
     def checkpoint_bytes(self) -> int:
         """A checkpoint on disk: adapter and moments, in float32."""
-        return 12 * self.cost(1, self.checkpointing, min(self.recipe.max_length, 64)).trained_parameters
+        return 12 * self.cost(1, self.checkpointing, self.longest).trained_parameters
 
     def measured_tokens_per_second(self) -> float:
         """Real steps for half a minute, on random weights of the configuration, on this machine."""
         import torch
-        from peft import LoraConfig, get_peft_model
+        from peft import get_peft_model
         from transformers import AutoModelForCausalLM
 
         device = torch.device("cuda" if runtime.has_gpu() else "cpu")
         runtime.set_threads()
         dtype = getattr(torch, self.dtype if device.type == "cuda" else "float32")
-        lora = {name: value for name, value in plain_value(self.recipe.lora).items() if value is not None}
         model = AutoModelForCausalLM.from_config(self.config, dtype=dtype, trust_remote_code=False).to(device)
-        model = get_peft_model(model, LoraConfig(**{**lora, "task_type": "CAUSAL_LM"})).train()
+        model = get_peft_model(model, self.lora).train()
         if self.checkpointing:
-            model.activation_checkpointing_enable()
-            model.enable_input_require_grads()
+            enable_checkpointing(model)
         rows = self.recipe.train.per_device_train_batch_size
         length = max(2, round(sum(self.lengths) / len(self.lengths)))
         answer = max(1, round(sum(self.answers) / len(self.answers)))
@@ -315,7 +310,7 @@ def plan_run(recipe: Recipe, gpu: str | None = None, measure: bool = False) -> d
         "model": recipe.model.model_name_or_path,
         "precision": "half" if plan.half else "float32",
         "rows_per_forward": rows,
-        "longest_row_tokens": max(plan.lengths),
+        "longest_row_tokens": plan.longest,
         "training": settings,
         "fits": own["fits"],
         "change": None if own["fits"] else plan.change_that_fits(),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from alpacare_sft.model.base import enable_checkpointing
 from alpacare_sft.runtime import say
 
 
@@ -62,8 +63,7 @@ class Recovery:
     def apply(self, model: Any) -> None:
         """Turn activation checkpointing on where it was needed before a resume."""
         if self.checkpointing:
-            model.activation_checkpointing_enable()
-            model.enable_input_require_grads()
+            enable_checkpointing(model)
 
     def describe(self) -> dict[str, Any] | None:
         """For the record; None if memory never ran out."""

@@ -142,6 +142,8 @@ class AnswerSFTTrainer(SFTTrainer):
 
     packer: Packer | None = None
     """What puts rows into forwards; None takes them as they come."""
+    evaluation_rows: int | None = None
+    """Most rows of a forward of the evaluation since memory ran out in one; None while it never did."""
 
     @property
     def account(self) -> Account:
@@ -184,17 +186,18 @@ class AnswerSFTTrainer(SFTTrainer):
         if self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0:
             num_before = self.args.process_index * len(inputs["labels"])
             inputs["labels"][max(0, state.remainder - num_before) :] = IGNORED
-        predict, most = super().prediction_step, None
+        predict, num_rows = super().prediction_step, len(inputs["labels"])
         while True:
             try:
-                parts = list(split_rows(inputs, most))
+                parts = list(split_rows(inputs, self.evaluation_rows))
                 results = [predict(model, part, *args, **kwargs) for part in parts]
                 break
             except RuntimeError as error:
-                if not is_out_of_memory(error) or self.args.world_size > 1 or most == 1 or len(inputs["labels"]) == 1:
+                most = min(num_rows, self.evaluation_rows or num_rows)
+                if not is_out_of_memory(error) or self.args.world_size > 1 or most == 1:
                     raise
-            most = (most or len(inputs["labels"])) // 2
-            say(f"out of memory in the evaluation: the same rows again, {most} a forward.")
+            self.evaluation_rows = most // 2
+            say(f"out of memory in the evaluation: the same rows again, {self.evaluation_rows} a forward.")
             free_memory()
         if len(parts) == 1:
             return results[0]

@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,17 +95,22 @@ def run_cell(model: str, rows: int, tokens: int, checkpointing: bool, folder: st
 
 def measure(trainer: Any, trace: Path) -> dict[str, int]:
     """The most that torch's allocator held beside the weights, and the peak of the resident memory."""
-    from torch.profiler import ProfilerActivity, profile
-
     from alpacare_sft import runtime
 
     weights = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in trainer.model.parameters()}
+    held = held_bytes(trainer.train, trace)
+    return {"measured": sum(weights.values()) + held, "resident": runtime.peak_memory_bytes()}
+
+
+def held_bytes(step: Callable[[], Any], trace: Path) -> int:
+    """The most that torch's allocator held for a step on the CPU, as its profiler counts it from the start."""
+    from torch.profiler import ProfilerActivity, profile
+
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        trainer.train()
+        step()
     profiled.export_chrome_trace(str(trace))
     events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    totals = [e["args"]["Total Allocated"] for e in events if e.get("name") == "[memory]"]
-    return {"measured": sum(weights.values()) + max(totals), "resident": runtime.peak_memory_bytes()}
+    return max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]")
 
 
 def main() -> None:

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import psutil
 
+from alpacare_sft.runtime import describe_hardware
+
 HERE = Path(__file__).parent
 BENCHMARKS = {
     "train-1x2": ("Training, one row a forward, two a step", ["training_speed.py", "--steps", "10"]),
@@ -60,12 +62,10 @@ def machine() -> str:
     """Processor, cores, memory, accelerator and versions; nothing that names a place."""
     import torch
 
-    names = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    model = next((line.split(":")[1].strip() for line in names.splitlines() if line.startswith("model name")), "")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU has run these"
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft", "datasets"))
     size = psutil.virtual_memory().total / 2**30
-    hardware = f"{model or platform.processor()}, {os.cpu_count()} cores, {size:.0f} GiB; {gpu}."
+    hardware = f"{describe_hardware()['processor']}, {os.cpu_count()} cores, {size:.0f} GiB; {gpu}."
     return f"{hardware} Python {platform.python_version()}, {versions}."
 
 
