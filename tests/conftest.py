@@ -117,6 +117,12 @@ def tiny_document(tiny_model: Path, output_dir: Path) -> dict[str, Any]:
     }
 
 
+def write_record(run: Path, record: dict[str, Any]) -> None:
+    """A record in the place of the one that a run has, whose copy would be used instead."""
+    (run / ".run.json").unlink(missing_ok=True)
+    (run / "run.json").write_text(json.dumps(record))
+
+
 @pytest.fixture
 def document(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
     """The tiny recipe as a mapping; tests change what they need."""

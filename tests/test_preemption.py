@@ -93,7 +93,7 @@ MOMENTS = {
     "a step, before the weights change": "torch.optim:AdamW.step@2",
     "a checkpoint, while the optimizer is written": "torch:save@2",
     "a checkpoint, before its last file": "transformers:TrainerState.save_to_json@1",
-    "a checkpoint, before older ones go": "transformers.trainer:rotate_checkpoints@1",
+    "a checkpoint, before older ones go": "alpacare_sft.training.trainer:rotate_checkpoints@1",
     "the step after a resume": "torch.optim:AdamW.step@1",
     "the final save, before the adapter is in its place": "peft:get_peft_model_state_dict@1",
     "the final save, before the record says done": "alpacare_sft.training.train:save_training_report@1",

@@ -24,8 +24,8 @@ from alpacare_sft.hub.files import _recipe_text
 from alpacare_sft.hub.preflight import find_license
 from alpacare_sft.recipe.resolved import recipe_sha256, recipe_yaml
 from alpacare_sft.reporting.evidence import pinned_recipe
-from alpacare_sft.run.directory import RunDirectory, adapter_sha256, file_sha256
-from tests.conftest import tiny_document
+from alpacare_sft.run.directory import RunDirectory, adapter_sha256
+from tests.conftest import tiny_document, write_record
 from tests.hub_server import Refusal, Repository, serve
 from tests.hub_writing import Account, WritableHub, WritingHandler
 from tests.made_up_scores import made_up_predictions, made_up_scores
@@ -89,7 +89,7 @@ def save_scores(run: Path, scores: dict[str, Any]) -> None:
     """Scores as an evaluation leaves them: their hash is in the record."""
     path = run / "eval" / "scores.json"
     path.write_text(json.dumps(scores))
-    RunDirectory(run).update_record({"scores_sha256": file_sha256(path)})
+    RunDirectory(run).seal(path)
 
 
 @pytest.fixture(scope="module")
@@ -520,6 +520,7 @@ def change_weights(run: Path) -> None:
 
     path = run / "adapter" / "adapter_model.safetensors"
     save_file({name: value * 2 for name, value in load_file(path).items()}, path, metadata={"format": "pt"})
+    RunDirectory(run).seal(path)
 
 
 @pytest.mark.parametrize("name", ["LICENSE.txt", "LICENSE"])
@@ -604,12 +605,16 @@ def test_weights_that_are_no_adapter_are_refused(told: str, make: Any, run: Path
     path = run / "adapter" / "adapter_model.safetensors"
     weights = {name: value.clone() for name, value in BROKEN[told](load_file(path)).items()}
     save_file(weights, path)
+    RunDirectory(run).seal(path)
     with pytest.raises(RunError, match=told):
         push(make())
 
 
 def test_an_adapter_without_its_tokenizer_is_refused(make: Any, run: Path) -> None:
     (run / "adapter" / "tokenizer_config.json").unlink()
+    with pytest.raises(RunError, match=r"tokenizer_config\.json not as the training wrote it\. Make it again"):
+        push(make(), dry_run=True)
+    write_record(run, {**json.loads((run / "run.json").read_text()), "files": {}})  # as 0.1 wrote it
     with pytest.raises(RunError, match=r"holds no tokenizer\. Train it again"):
         push(make(), dry_run=True)
 
@@ -617,7 +622,7 @@ def test_an_adapter_without_its_tokenizer_is_refused(make: Any, run: Path) -> No
 def test_a_base_known_on_this_machine_alone_is_refused(make: Any, run: Path, tiny_model: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     record["base_model"] = {"name": str(tiny_model), "revision": "main"}
-    (run / "run.json").write_text(json.dumps(record))
+    write_record(run, record)
     with pytest.raises(RecipeError, match=r"model\.model_name_or_path must be a model on the Hub"):
         push(make())
     assert str(tiny_model) not in push(make(), dry_run=True).card
@@ -625,7 +630,7 @@ def test_a_base_known_on_this_machine_alone_is_refused(make: Any, run: Path, tin
 
 def test_a_run_that_is_not_done_is_refused(make: Any, run: Path) -> None:
     record = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**record, "status": "stopped"}))
+    write_record(run, {**record, "status": "stopped"})
     with pytest.raises(RunError, match=r"the training in .* has not ended"):
         push(make(), dry_run=True)
 

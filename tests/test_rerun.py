@@ -13,7 +13,7 @@ from alpacare_sft import evaluate, load_recipe, train
 from alpacare_sft.cli import main
 from alpacare_sft.errors import RunError
 from alpacare_sft.evaluation.rerun import rerun
-from tests.conftest import tiny_document
+from tests.conftest import tiny_document, write_record
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,7 @@ def test_what_differs_is_told_with_its_size(finished: Path, tmp_path: Path) -> N
     shutil.copytree(finished, tmp_path / "other")
     record = json.loads((tmp_path / "other" / "run.json").read_text())
     record["versions"]["torch"] = "1.0"
-    (tmp_path / "other" / "run.json").write_text(json.dumps(record))
+    write_record(tmp_path / "other", record)
     state = max((tmp_path / "other" / "checkpoints").glob("*/trainer_state.json"))
     history = json.loads(state.read_text())
     history["log_history"][0]["loss"] += 0.25

@@ -134,7 +134,7 @@ LOADS_AT_IMPORT = {
     "evaluation.metrics": ["datasets", "evaluate"],
     "evaluation.scoring": ["numpy"],
     "evaluation.similarity": ["torch"],
-    "training.trainer": ["torch", "trl"],
+    "training.trainer": ["torch", "transformers", "trl"],
 }
 LIGHT = [
     "errors",

@@ -16,7 +16,7 @@ from alpacare_sft.errors import DataError, RecipeError, RunError
 from alpacare_sft.recipe.loading import Recipe, load_recipe, recipe_from_document
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.training.callbacks import Account
-from alpacare_sft.training.checkpoints import checkpoint_fault
+from alpacare_sft.training.checkpoints import checkpoint_fault, seal_checkpoint
 from alpacare_sft.training.train import train
 from tests.conftest import tiny_document
 
@@ -287,6 +287,7 @@ def test_a_lost_best_checkpoint_is_not_replaced_by_the_last(make_recipe: Make, c
     state = json.loads((checkpoints / "checkpoint-6" / "trainer_state.json").read_text())
     state["best_model_checkpoint"] = str(checkpoints / "checkpoint-5")
     (checkpoints / "checkpoint-6" / "trainer_state.json").write_text(json.dumps(state))
+    seal_checkpoint(checkpoints / "checkpoint-6")
     with pytest.raises(RunError, match=r"checkpoint-5 has the best validation loss and cannot be used"):
         train(recipe)
 

@@ -22,11 +22,11 @@ from alpacare_sft.recipe.document import dump_yaml
 from alpacare_sft.recipe.loading import Recipe, load_recipe
 from alpacare_sft.recipe.resolved import SHOWN_ONLY, recipe_document, recipe_sha256, settle
 from alpacare_sft.run import record
-from alpacare_sft.run.directory import RunDirectory, write_json, write_text
+from alpacare_sft.run.directory import RunDirectory, write_text
 from alpacare_sft.run.record import recorded
 from alpacare_sft.run.trained import continue_run, trained_recipe
 from alpacare_sft.training.callbacks import Account
-from tests.conftest import tiny_document
+from tests.conftest import tiny_document, write_record
 
 Make = Callable[..., Recipe]
 Upgrade = Callable[..., None]
@@ -202,7 +202,7 @@ def test_a_default_of_our_own_that_changed_is_that_of_the_run(
     run = begun("stopped")
     entry = run.read_record()
     entry["resolved"]["data"]["clean"] |= {"min_characters": 3, "a_step_of_then": True}
-    write_json(run.record, entry)
+    write_record(run.path, entry)
     assert continue_run(run, make_recipe()).data.clean.min_characters == 3
     assert make_recipe().data.clean.min_characters == 6
 
@@ -211,7 +211,7 @@ def test_a_precision_that_the_machine_lacks_is_told_by_the_run(begun: Any, make_
     run = begun("stopped")
     entry = run.read_record()
     entry["resolved"]["train"]["fp16"] = True
-    write_json(run.record, entry)
+    write_record(run.path, entry)
     with pytest.raises(RunError, match="was begun in fp16, which this machine lacks"):
         continue_run(run, make_recipe())
 
@@ -237,7 +237,7 @@ def as_of_0_1(run: RunDirectory, recipe: Recipe) -> None:
     digest = hashlib.sha256(json.dumps(dict(flat(values)), sort_keys=True).encode()).hexdigest()
     entry = run.read_record()
     del entry["resolved"], entry["earlier_versions"]
-    write_json(run.record, {**entry, "recipe_sha256": digest})
+    write_record(run.path, {**entry, "recipe_sha256": digest})
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import runtime
+from alpacare_sft.data.saving import restore_data
 from alpacare_sft.evaluation.answering import (
     EvaluationRequests,
     ModelResponses,
@@ -31,7 +32,7 @@ from alpacare_sft.reporting.card import save_card
 from alpacare_sft.reporting.evaluation_page import save_evaluation_report
 from alpacare_sft.review.judge import check_judge, judge_answers
 from alpacare_sft.review.sheets import save_review_sheets
-from alpacare_sft.run.directory import RunDirectory, file_sha256, write_json, write_text
+from alpacare_sft.run.directory import RunDirectory, write_json, write_text
 from alpacare_sft.run.json_lines import format_json_lines
 from alpacare_sft.run.record import MODEL_PACKAGES, installed_versions
 from alpacare_sft.run.trained import trained_recipe
@@ -88,6 +89,7 @@ def evaluate(
     run = RunDirectory(recipe.output_dir)
     trained = trained_recipe(run)
     runtime.set_threads()
+    restore_data(run, trained)
     held_out = load_other_rows(rows, trained, run, limit) if rows else read_test_split(run, limit)
     folder = selection.folder(run)
     with RunDirectory(folder).lock():
@@ -104,7 +106,7 @@ def evaluate(
         }
         _save(folder, scores, predictions, recipe)
         if selection.is_whole:
-            run.update_record({"scores_sha256": file_sha256(folder / "scores.json")})
+            run.seal(folder / "scores.json", folder / "predictions.jsonl")
             _save_card_and_sheets(run, trained, recipe, predictions if requests.wants_answers else None)
         judgement = _judge(folder, predictions, recipe)
     return Evaluation(folder, scores, predictions, judgement)

@@ -126,6 +126,8 @@ def collect_files(
     if recipe.hub.include_rows:
         # answers of another adapter are not published with this one
         own = [name for name in ROWS if evidence.scores is not None or not name.startswith("eval/")]
+        if damaged := [name for name in own if run.damaged(name)]:
+            raise RunError(f"{run.path / damaged[0]} is not as it was written. Score again: alpacare-sft eval RECIPE.")
         files |= {name: run.path / name for name in own if (run.path / name).is_file()}
     publication = Publication(dict(sorted(files.items())), list(_kept_back(run, files)))
     _check_places(publication, run)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alpacare_sft.errors import RunError
 from alpacare_sft.recipe.names import COMMIT, pin_commits
-from alpacare_sft.run.directory import RunDirectory, adapter_sha256, file_sha256, read_object
+from alpacare_sft.run.directory import RunDirectory, adapter_sha256, read_object
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe.loading import Recipe
@@ -36,11 +37,16 @@ def read_evidence(run: RunDirectory) -> Evidence:
     """Read what is known of a run's adapter.
 
     Scores count if they are of the whole test split and of the very weights that lie there.
+
+    Raises:
+        RunError: if the account of the rows is not as it was written.
     """
+    if damaged := run.damaged("data/report.json"):
+        raise RunError(f"{run.path}: {damaged[0]} is not as it was written. Make it again: alpacare-sft data RECIPE.")
     record, path = run.read_record(), run.path / "eval" / "scores.json"
     scores = read_or_empty(path)
     fault = _scores_fault(scores, run.adapter)
-    if not fault and file_sha256(path) != record.get("scores_sha256"):
+    if not fault and run.damaged("eval/scores.json"):
         fault = "eval/scores.json was changed since it was written. Score again: alpacare-sft eval RECIPE"
     return Evidence(record, read_or_empty(run.data / "report.json"), None if fault else scores, fault)
 

@@ -38,18 +38,18 @@ def save_run_report(recipe: Recipe) -> None:
     run = RunDirectory(recipe.output_dir)
     trained = dataclasses.replace(trained_recipe(run), hub=recipe.hub, safety=recipe.safety)
     evidence, review = read_evidence(run), read_or_empty(run.path / "eval" / "review.json")
-    path = run.path / "report.md"
-    text = _written_by_hand(run)
-    if text is None:
-        text = format_run_report(trained, evidence, review)
-        write_text(path, f"{text}\n<!-- written by alpacare_sft, sha256 {_sha256(text)} -->\n")
-    else:
-        say(
-            f"{path} was edited and is kept; the page shows it. Figures that changed since are not in it: move it "
-            "away and run this again to have them."
-        )
-    page = run.path / "report.html"
-    write_text(page, format_page(text, _pictures(run, evidence)))
+    path, page = run.path / "report.md", run.path / "report.html"
+    with run.lock():
+        text = _written_by_hand(run)
+        if text is None:
+            text = format_run_report(trained, evidence, review)
+            write_text(path, f"{text}\n<!-- written by alpacare_sft, sha256 {_sha256(text)} -->\n")
+        else:
+            say(
+                f"{path} was edited and is kept; the page shows it. Figures that changed since are not in it: move it "
+                "away and run this again to have them."
+            )
+        write_text(page, format_page(text, _pictures(run, evidence)))
     blanks = len(re.findall(r"\[To be written: ", text))
     say(f"report: {path} ({blanks} marked places are left for its author to write); to print: {page}")
 

@@ -12,14 +12,15 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from alpacare_sft.errors import RunError, causes_of
+from alpacare_sft.runtime import is_main_process, say
 
 _SCRATCH = re.compile(
-    r"\.(adapter|adapter-unchecked|data|eval|\.?[a-z_]+\.(json|jsonl|yaml|html|csv))\.([a-z0-9_]{8}|old)"
+    r"\.(adapter|adapter-unchecked|data|eval|\.?[a-z_]+\.(json|jsonl|yaml|html|csv|md))\.([a-z0-9_]{8}|old)"
 )
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT names an adapter's files
 # Numbers of system errors: a full disk, a place that cannot be written, and one that could not be made.
@@ -53,7 +54,13 @@ def _scratch_beside(path: Path) -> Path:
 
 def file_sha256(path: Path) -> str:
     """Hash of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def has_sha256(path: Path, digest: str) -> bool:
+    """Whether a file is there, and has this hash."""
+    return path.is_file() and file_sha256(path) == digest
 
 
 def adapter_sha256(folder: Path) -> str:
@@ -73,7 +80,12 @@ def last_name(path: str) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, indented, with a line break at the end."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, format_json(value))
+
+
+def format_json(value: Any) -> str:
+    """JSON, indented, with a line break at the end."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -111,7 +123,7 @@ class RunDirectory:
     Attributes:
         path: the directory.
         recipe: the recipe as it was given.
-        record: `run.json`.
+        record: `run.json`, with a copy in `.run.json` by which damage is noticed and mended.
         data: the splits and their report.
         checkpoints: what an unfinished run goes on from.
         adapter: the result.
@@ -123,6 +135,7 @@ class RunDirectory:
         self.path = path
         self.recipe = path / "recipe.yaml"
         self.record = path / "run.json"
+        self.record_copy = path / ".run.json"
         self.data = path / "data"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
@@ -139,11 +152,21 @@ class RunDirectory:
         return weights or bool(list(self.checkpoints.glob("checkpoint-*")))
 
     def read_record(self) -> dict[str, Any]:
-        """The record, or an empty one if the run has none yet.
+        """The record, or an empty one if the run has none yet; from its copy where it is not as it was written.
 
         Raises:
-            RunError: if the record is not JSON.
+            RunError: if the record is not JSON, and there is no copy.
         """
+        if (copy := self._read_copy()) is not None:
+            try:
+                is_same = self.record.read_text(encoding="utf-8") == copy
+            except (OSError, ValueError):
+                is_same = False
+            if not is_same and is_main_process():
+                say(f"{self.record} is not as it was written: its copy {self.record_copy.name} is used.")
+                with suppress(OSError):  # a place that can only be read
+                    write_text(self.record, copy)
+            return dict(json.loads(copy))
         try:
             return read_object(self.record)
         except FileNotFoundError:
@@ -151,11 +174,36 @@ class RunDirectory:
         except ValueError as error:
             raise RunError(f"{self.record} is not a record of a run: {error}. Move the directory away.") from error
 
+    def _read_copy(self) -> str | None:
+        """The text of the record's copy; None where there is none, or it is damaged itself."""
+        try:
+            digest, _, text = self.record_copy.read_text(encoding="utf-8").partition("\n")
+        except (OSError, ValueError):
+            return None
+        return text if hashlib.sha256(text.encode()).hexdigest() == digest else None
+
     def update_record(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Merge `changes` into the record and write it; the whole record."""
+        """Merge `changes` into the record and write it, its copy first; the whole record."""
         record = {**self.read_record(), **changes}
-        write_json(self.record, record)
+        text = format_json(record)
+        write_text(self.record_copy, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+        write_text(self.record, text)
         return record
+
+    def seal(self, *paths: Path) -> None:
+        """Record the hashes of files of this directory, by which `damaged` knows them."""
+        hashes = {path.relative_to(self.path).as_posix(): file_sha256(path) for path in paths}
+        self.update_record({"files": self._hashes() | hashes})
+
+    def damaged(self, beginning: str) -> list[str]:
+        """Names of sealed files that begin so and are gone, or not as they were written."""
+        named = {name: digest for name, digest in self._hashes().items() if name.startswith(beginning)}
+        return [name for name, digest in named.items() if not has_sha256(self.path / name, digest)]
+
+    def _hashes(self) -> dict[str, str]:
+        record = self.read_record()
+        before = {"eval/scores.json": record["scores_sha256"]} if "scores_sha256" in record else {}  # as 0.1 wrote it
+        return {**before, **record.get("files", {})}
 
     def clear(self) -> None:
         """Remove what an earlier run left, and nothing that it did not make, nor what people wrote into sheets."""
@@ -166,7 +214,7 @@ class RunDirectory:
                 shutil.rmtree(path, ignore_errors=True)
             elif path.suffix != ".csv" and path.name != "review_key.json":
                 path.unlink(missing_ok=True)
-        for path in (self.recipe, self.record, self.training_report, self.path / "report.html"):
+        for path in (self.record_copy, self.record, self.recipe, self.training_report, self.path / "report.html"):
             path.unlink(missing_ok=True)
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ class ResponseCache:
         entries: by key. A line that is damaged, or that a stop cut off, is left out: it is requested again.
 
     Args:
-        path: JSON Lines, one response with its `key` a line; None keeps nothing.
+        path: JSON Lines, one response with its `key` and a hash of both a line; None keeps nothing.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -38,7 +39,8 @@ class ResponseCache:
         for line in text.split("\n"):
             try:
                 entry = json.loads(line)
-                self.entries[str(entry.pop("key"))] = entry
+                if entry.pop("sha256") == _sha256(entry):
+                    self.entries[str(entry.pop("key"))] = entry
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
         if path and text and not text.endswith("\n"):
@@ -50,4 +52,9 @@ class ResponseCache:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(format_json_lines([{"key": key, **entry}]))
+                keyed = {"key": key, **entry}
+                file.write(format_json_lines([{**keyed, "sha256": _sha256(keyed)}]))
+
+
+def _sha256(entry: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:16]

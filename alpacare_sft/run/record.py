@@ -45,6 +45,7 @@ def recorded(run: RunDirectory, recipe: Recipe, **facts: Any) -> Iterator[None]:
                 **facts,
             }
         )
+        run.seal(run.recipe)
     try:
         yield
     except BaseException as error:

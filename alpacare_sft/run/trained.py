@@ -23,12 +23,13 @@ from alpacare_sft.recipe.resolved import (
     given_keys,
     recipe_differences,
     recipe_sha256,
+    recipe_yaml,
     settle,
 )
 from alpacare_sft.recipe.sections import EarlyStoppingSection
 from alpacare_sft.recipe.validation import fits_key
 from alpacare_sft.recipe.values import plain_value
-from alpacare_sft.run.directory import RunDirectory
+from alpacare_sft.run.directory import RunDirectory, write_text
 from alpacare_sft.run.record import version_changes
 from alpacare_sft.runtime import say
 
@@ -151,9 +152,21 @@ def trained_recipe(run: RunDirectory) -> Recipe:
         raise RunError(f"output_dir: {run.path} holds no trained adapter. Train it first: alpacare-sft train RECIPE.")
     if run.read_record().get("status") != "done":
         raise RunError(f"output_dir: the training in {run.path} has not ended. Run it again to go on.")
-    stored = read_stored_recipe(run)
+    if damaged := run.damaged("adapter/"):
+        raise RunError(
+            f"{run.path}: {', '.join(damaged)} not as the training wrote it. Make it again from its last checkpoint: "
+            "alpacare-sft train RECIPE."
+        )
+    undo = (
+        "Undo what was changed in it, or have it written anew from the recipe that the run was begun with: "
+        "alpacare-sft train RECIPE."
+    )
+    try:
+        stored = read_stored_recipe(run)
+    except RecipeError as error:
+        raise RunError(f"{error}\n{undo}") from error
     if stored.is_of_record is False:
-        raise RunError(f"{run.recipe} is not the recipe that this adapter was trained by. Undo what was changed in it.")
+        raise RunError(f"{run.recipe} is not the recipe that this adapter was trained by. {undo}")
     if changes := stored.describe_changes():
         say(f"{run.path}: {changes}.")
     if stored.is_of_record is None:
@@ -175,6 +188,9 @@ def continue_run(run: RunDirectory, recipe: Recipe, keys: tuple[str, ...] = ("",
     Raises:
         RunError: with each difference, or what of the run this machine or its libraries lack.
     """
+    if run.read_record().get("recipe_sha256") == recipe_sha256(recipe) and run.damaged("recipe.yaml"):
+        say(f"{run.recipe} is not as it was written: it is written anew from the recipe given, which is the run's.")
+        write_text(run.recipe, recipe_yaml(recipe))
     if not run.recipe.exists():
         raise RunError(
             f"output_dir: {run.path} holds checkpoints or an adapter and no recipe. "

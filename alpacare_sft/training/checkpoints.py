@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alpacare_sft.errors import RunError
-from alpacare_sft.run.directory import WEIGHTS, RunDirectory, write_json
+from alpacare_sft.run.directory import WEIGHTS, RunDirectory, file_sha256, has_sha256, read_object, write_json
 
 # The Trainer writes these in this order, the state last; a kill in between leaves a part of them.
 _ARCHIVES = ("optimizer.pt", "scheduler.pt")
 STATE = "trainer_state.json"
+HASHES = "sha256.json"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,13 @@ class Checkpoint:
         if written.name == best.name and written != best:
             self.state["best_model_checkpoint"] = str(best)
             write_json(self.path / STATE, self.state)
+            seal_checkpoint(self.path)
+
+
+def seal_checkpoint(folder: Path) -> None:
+    """Write the hashes of a checkpoint's files beside them."""
+    files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name != HASHES)
+    write_json(folder / HASHES, {path.name: file_sha256(path) for path in files})
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
@@ -107,6 +116,8 @@ def checkpoint_fault(path: Path) -> str | None:
         return f"{STATE} is missing, it was cut off while being written"
     except (ValueError, KeyError, TypeError):
         return f"{STATE} cannot be read"
+    with suppress(FileNotFoundError):  # cut off before its last file, or written by version 0.1
+        return _changed_file(path)
     try:
         with safe_open(path / WEIGHTS, framework="numpy") as file:
             file.keys()
@@ -117,6 +128,15 @@ def checkpoint_fault(path: Path) -> str | None:
     processes = saved_batch(state).get("processes", 1 if (path / "rng_state.pth").exists() else 2)
     rng = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
     return next((fault for name in (*_ARCHIVES, *rng) if (fault := _archive_fault(path / name))), None)
+
+
+def _changed_file(folder: Path) -> str | None:
+    try:
+        hashes = read_object(folder / HASHES)
+    except ValueError:
+        return f"{HASHES} is damaged"
+    changed = [name for name, digest in hashes.items() if not has_sha256(folder / name, digest)]
+    return f"{min(changed)} is damaged" if changed else None
 
 
 def _archive_fault(path: Path) -> str | None:

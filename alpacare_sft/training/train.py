@@ -72,8 +72,8 @@ def train(recipe: Recipe, *, overwrite: bool = False, stop_after_seconds: float 
     check_config(config)  # what upstream refuses late is reported before anything is written
     with run.lock() if is_main_process() else nullcontext(), StopOnSignal(stop_after_seconds) as stop:
         with _main_process_first():
-            if overwrite and is_main_process():
-                run.clear()
+            if is_main_process():
+                _clear(run, overwrite)
             record = run.read_record()
         if record.get("status") == "done" and run.has_adapter():
             say(f"{run.path}: this run is complete; use --overwrite to start over.")
@@ -86,6 +86,15 @@ def train(recipe: Recipe, *, overwrite: bool = False, stop_after_seconds: float 
             say(note)
         with recorded(run, recipe, batch=dataclasses.asdict(Batch.of(config))):
             return _run(recipe, run, config, stop)
+
+
+def _clear(run: RunDirectory, overwrite: bool) -> None:
+    """Remove what an earlier run left if that is wanted, and an adapter that is not as it was written."""
+    if overwrite:
+        run.clear()
+    elif run.has_adapter() and (damaged := run.damaged("adapter/")):
+        say(f"{run.path}: {', '.join(damaged)} not as written: the adapter is made again from its last checkpoint.")
+        shutil.rmtree(run.adapter)
 
 
 def _resolve(recipe: Recipe, run: RunDirectory, overwrite: bool) -> Recipe:
@@ -147,6 +156,7 @@ def _complete(recipe: Recipe, run: RunDirectory, trainer: AnswerSFTTrainer, fact
     record = run.update_record({**facts, "tokens": tokens, "train": summarize_training(trainer)})
     save_card(run, recipe)
     save_training_report(run.training_report, record, trainer.state.log_history)
+    run.seal(*(path for path in run.adapter.iterdir() if path.name not in ("README.md", STATE)))
     record = run.update_record({"status": "done"})
     (run.adapter / STATE).unlink()
     say(_summary(run, record))

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch.utils.data import Sampler
+from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
 from alpacare_sft.errors import RunError
 from alpacare_sft.runtime import free_memory, is_out_of_memory, say
 from alpacare_sft.training.callbacks import Account
+from alpacare_sft.training.checkpoints import seal_checkpoint
 from alpacare_sft.training.forwards import IGNORED, Packer, split_rows
 from alpacare_sft.training.recovery import Undo
 
@@ -179,6 +181,23 @@ class AnswerSFTTrainer(SFTTrainer):
             labelled = (inputs["labels"] != IGNORED).any(1, keepdim=True)
             inputs = {**inputs, "attention_mask": inputs["attention_mask"] * labelled}
         super()._track_num_input_tokens(inputs)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Save, seal what all processes wrote, and only then remove the oldest.
+
+        Upstream takes the one that was written first by the clock for the oldest: that removes the newest where a
+        clock was set back or a directory was copied.
+        """
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            folder = self.args.output_dir
+            seal_checkpoint(Path(folder) / f"checkpoint-{self.state.global_step}")
+            rotate_checkpoints(folder, limit, self.state.best_model_checkpoint, use_mtime=False)
 
     def prediction_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Evaluate one batch; rows that accelerate fills the last one with have no say in its mean."""
