@@ -117,6 +117,7 @@ def add_flags(sub: argparse.ArgumentParser, verb: str) -> None:
         sub.add_argument("--json", action="store_true", help="print one JSON object, bytes and seconds")
     if verb == "train":
         sub.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in output_dir")
+        sub.add_argument("--force", action="store_true", help="train even where the planned memory is not there")
         sub.add_argument("--stop-after", metavar="TIME", help="such as 8h30m: write a checkpoint before, exit with 75")
     if verb == "push":
         sub.add_argument("--dry-run", action="store_true", help="show the files and the model card; needs no network")
@@ -225,7 +226,8 @@ def run_recipe(options: argparse.Namespace, recipe: sft.Recipe) -> None:
         preflight(recipe)
     match options.verb:
         case "train":
-            sft.train(recipe, overwrite=options.overwrite, stop_after_seconds=parse_time(options.stop_after))
+            seconds = parse_time(options.stop_after)
+            sft.train(recipe, overwrite=options.overwrite, stop_after_seconds=seconds, force=options.force)
         case "plan":
             print_plan(recipe, options.gpu, options.measure, options.json)
         case "data":

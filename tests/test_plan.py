@@ -16,6 +16,7 @@ from alpacare_sft.errors import RecipeError
 from alpacare_sft.model.base import load_config
 from alpacare_sft.model.cost import trace_layers
 from alpacare_sft.reporting.plan_table import show_plan
+from alpacare_sft.training import train as training
 from alpacare_sft.training.config import build_lora_config
 from alpacare_sft.training.plan import Plan, Target, find_target, plan_run
 from tests.benchmarks.memory_plan import held_bytes
@@ -70,6 +71,48 @@ def test_a_recipe_that_does_not_fit_is_told_the_cheapest_change(make_recipe: Cal
     plan = Plan(recipe, Target("a small card", peaks[2] + 1, is_gpu=True))
     assert plan.change_that_fits() == "--train.per_device_train_batch_size 2 --train.gradient_accumulation_steps 2"
     assert Plan(recipe, Target("a tiny card", 1000, is_gpu=True)).change_that_fits() is None
+
+
+def small(memory_bytes: int) -> Callable[..., Target]:
+    return lambda *_: Target("a tiny card", memory_bytes, is_gpu=True)
+
+
+def test_a_run_that_cannot_fit_is_refused_before_weights_are_read(
+    make_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_recipe("--train.max_steps", "1", "--train.eval_strategy", "no")
+    monkeypatch.setattr(training, "find_target", small(2**20))
+    told = r"needs 0\.\d GiB .* rows of 1\d\d tokens, one a forward .* a tiny card has 0\.0 GiB.* --force"
+    with monkeypatch.context() as patch, pytest.raises(RecipeError, match=told):
+        patch.setattr(training, "load_base_model", None)
+        training.train(recipe)
+    words = ["--train.max_steps", "1", "--train.eval_strategy", "no", "--force"]
+    assert main(["train", str(recipe.output_dir.parent / "recipe.yaml"), *words]) == 0
+    assert "done: 1 steps" in capsys.readouterr().out
+
+
+def test_a_step_that_cannot_be_traced_is_trained_all_the_same(
+    make_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("no rule for aten::odd")
+
+    monkeypatch.setattr("alpacare_sft.training.plan.trace_layers", fail)
+    training.train(make_recipe("--train.max_steps", "1", "--train.eval_strategy", "no"))
+    assert "memory is not planned for, as this model's step cannot be traced: no rule" in capsys.readouterr().out
+
+
+def test_forwards_hold_what_there_is_room_for(make_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make_recipe("--train.max_steps", "1", "--train.eval_strategy", "no", "--forward.rows", "auto")
+    plan = Plan(make_recipe("--train.fp16", "false", "--train.bf16", "false"), find_target("t4"))  # as on a CPU
+    one = plan.training(1)
+    room = one["peak_bytes"] + one["parts"]["activations"] + one["parts"]["head"]  # for two of the longest rows
+    assert Plan(plan.recipe, Target("a small card", room, is_gpu=True)).most_tokens() == 2 * plan.longest
+    build, built = training.build_trainer, []
+    monkeypatch.setattr(training, "find_target", small(room))
+    monkeypatch.setattr(training, "build_trainer", lambda *given: built.append(build(*given)) or built[0])
+    training.train(recipe)
+    assert built[0].packer.most_tokens == 2 * plan.longest
 
 
 def test_steps_and_tokens_are_those_of_the_rows(make_recipe: Callable[..., Any]) -> None:

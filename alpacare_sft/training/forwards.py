@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 IGNORED = -100
-# Tokens of a forward. On a card more fill it better, until memory is planned for; on two cores one row of letters and
+# Tokens of a forward, where memory has room for them (`plan.Plan.most_tokens`). On two cores one row of letters and
 # four of the demo were fastest, beyond that the activations leave the caches.
 MOST_TOKENS = {"cuda": 4096, "cpu": 512}
 

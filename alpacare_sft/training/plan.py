@@ -62,8 +62,8 @@ class Target:
     tflops: float | None = None
 
 
-def find_target(gpu: str | None) -> Target:
-    """The card that `--gpu` names, or this machine.
+def find_target(gpu: str | None, use_cpu: bool = False) -> Target:
+    """The card that `--gpu` names, or this machine; `use_cpu` leaves its card out.
 
     Raises:
         RecipeError: if it is neither a card of the list nor a number of GiB.
@@ -82,21 +82,26 @@ def find_target(gpu: str | None) -> Target:
         if not 0 < gib < math.inf:
             raise RecipeError(f"--gpu must be one of {', '.join(CARDS)} or a number of GiB, got {gpu}.")
         return Target(f"a GPU with {gib:g} GiB", int(gib * 2**30), True)
-    if runtime.has_gpu():
+    if runtime.has_gpu(use_cpu):
         return Target(torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory, True)
     return Target("this machine, without a GPU", psutil.virtual_memory().available, False)
 
 
 class Plan:
-    """Estimates for a recipe on a target; each trace of the model takes seconds and is made once."""
+    """Estimates for a recipe on a target; each trace of the model takes up to a second and is made once.
 
-    def __init__(self, recipe: Recipe, target: Target) -> None:
+    Args:
+        recipe: that is to be trained.
+        target: where.
+        data: its rows; by default they are prepared.
+    """
+
+    def __init__(self, recipe: Recipe, target: Target, data: PreparedData | None = None) -> None:
         self.recipe, self.target = recipe, target
         self.config = load_config(recipe.model)
         self.sizes = self.config.get_text_config()
-        tokenizer = load_tokenizer(recipe.model)
         check_context(recipe.model, recipe.max_length)
-        self.data: PreparedData = prepare_data(recipe, tokenizer)
+        self.data: PreparedData = data or prepare_data(recipe, load_tokenizer(recipe.model))
         split = self.data.splits["train"]
         self.lengths = [len(ids) for ids in split["input_ids"]]
         self.longest = max(self.lengths)
@@ -222,6 +227,30 @@ class Plan:
         if self.target.is_gpu and not self.recipe.model.quantization and self.training(rows, nf4=True)["fits"]:
             return "--model.quantization nf4"
         return None
+
+    def refuse_what_cannot_fit(self) -> None:
+        """Refuse a run that has no room for one row a forward with activation checkpointing, its last resort.
+
+        Raises:
+            RecipeError: with the need, the room, and a change that fits.
+        """
+        least = self.training(1, checkpointing=True)
+        if least["fits"]:
+            return
+        need, room = (number / 2**30 for number in (least["peak_bytes"], self.target.memory_bytes))
+        change = self.change_that_fits()
+        remedy = f"Add {change}" if change else "Choose a smaller model, or a larger card"
+        raise RecipeError(
+            f"{self.recipe.model.model_name_or_path} needs {need:.1f} GiB to be trained on rows of {self.longest} "
+            f"tokens, one a forward and with activation checkpointing; {self.target.name} has {room:.1f} GiB. "
+            f"{remedy}, or try it with --force."
+        )
+
+    def most_tokens(self) -> int:
+        """Tokens of a forward that there is room for, by what one row of the longest takes."""
+        one = self.training(1)
+        row = (one["parts"]["activations"] + one["parts"]["head"]) * (1 if self.target.is_gpu else _HEAP)
+        return int((one["margin_bytes"] + row) / row * self.longest)
 
     def steps(self) -> dict[str, int]:
         """Optimizer steps and tokens."""

@@ -14,7 +14,7 @@ from alpacare_sft import runtime
 from alpacare_sft.data.prepare import PreparedData, prepare_data
 from alpacare_sft.data.report import describe_sources
 from alpacare_sft.data.saving import refuse_other_data, save_data
-from alpacare_sft.errors import RunError, StoppedError
+from alpacare_sft.errors import RecipeError, RunError, StoppedError, first_line
 from alpacare_sft.evaluation.generation import end_token_ids
 from alpacare_sft.model.adapter import check_adapter, save_adapter, trainable_digests
 from alpacare_sft.model.base import base_identity, check_context, check_weights, load_base_model, load_tokenizer
@@ -30,6 +30,7 @@ from alpacare_sft.training.batches import Batch, describe_batch, refuse_other_ba
 from alpacare_sft.training.checkpoints import STATE, Checkpoint, ended_training, newest_whole_checkpoint, saved_batch
 from alpacare_sft.training.checks import check_config, check_launcher
 from alpacare_sft.training.config import build_sft_config, build_trainer, check_trackers
+from alpacare_sft.training.plan import Plan, find_target
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -42,13 +43,16 @@ _TOKENIZER_BYTES = 20 * 2**20
 
 
 @prepared_process()
-def train(recipe: Recipe, *, overwrite: bool = False, stop_after_seconds: float | None = None) -> dict[str, Any]:
+def train(
+    recipe: Recipe, *, overwrite: bool = False, stop_after_seconds: float | None = None, force: bool = False
+) -> dict[str, Any]:
     """Run a recipe: data, training, adapter. Goes on where an unfinished run of it stopped.
 
     Args:
         recipe: what to do.
         overwrite: remove what an earlier run left in `output_dir` first.
         stop_after_seconds: of this process's life, after which a checkpoint is there and `StoppedError` is raised.
+        force: begin even where the memory that is planned is more than there is.
 
     Returns:
         The record that `run.json` holds.
@@ -85,7 +89,7 @@ def train(recipe: Recipe, *, overwrite: bool = False, stop_after_seconds: float 
         for note in (*recipe.notes, f"{precision.name} on {device}, {threads} threads, output in {run.path}"):
             say(note)
         with recorded(run, recipe, batch=dataclasses.asdict(Batch.of(config))):
-            return _run(recipe, run, config, stop)
+            return _run(recipe, run, config, stop, force)
 
 
 def _clear(run: RunDirectory, overwrite: bool) -> None:
@@ -110,18 +114,21 @@ def _resolve(recipe: Recipe, run: RunDirectory, overwrite: bool) -> Recipe:
     return recipe
 
 
-def _run(recipe: Recipe, run: RunDirectory, config: SFTConfig, stop: StopOnSignal) -> dict[str, Any]:
+def _run(recipe: Recipe, run: RunDirectory, config: SFTConfig, stop: StopOnSignal, force: bool) -> dict[str, Any]:
     clock = _StageClock(run.read_record().get("seconds", {}))
     tokenizer = load_tokenizer(recipe.model)
     check_context(recipe.model, recipe.max_length)
     check_weights(recipe.model)  # before the work on the rows
     data = _prepare_rows(recipe, run, tokenizer)
+    most_tokens = _check_memory(recipe, data, force)
     clock.end("data")
     base = load_base_model(recipe.model, runtime.resolve_precision(recipe.train).dtype)
     identity = base_identity(recipe.model, base)
     clock.end("model")
     trainer = build_trainer(recipe, config, data, tokenizer, base)
     trainer.add_callback(stop)
+    if trainer.packer and most_tokens:
+        trainer.packer.most_tokens = min(trainer.packer.most_tokens, most_tokens)
     parameters, untrained = check_adapter(trainer.model), trainable_digests(trainer.model)
     say(f"LoRA: {parameters['trainable']:,} of {parameters['total']:,} parameters are trained")
     say(describe_batch(Batch.of(config)))
@@ -191,6 +198,25 @@ def _prepare_rows(recipe: Recipe, run: RunDirectory, tokenizer: Any) -> Prepared
     for note in [*describe_sources(data.report["sources"]), *data.report["unused_sources"]]:
         say(note)
     return data
+
+
+def _check_memory(recipe: Recipe, data: PreparedData, force: bool) -> int | None:
+    """Refuse what cannot fit; the tokens of a forward that can, where `forward.rows` asks for them.
+
+    Several processes may share the weights out among them, which is not planned for.
+    """
+    if runtime.num_processes() > 1:
+        return None
+    plan = Plan(recipe, find_target(None, recipe.train.use_cpu), data)
+    try:
+        if not force:
+            plan.refuse_what_cannot_fit()
+        return plan.most_tokens() if recipe.forward.rows else None
+    except RecipeError:
+        raise
+    except Exception as error:  # operations without a rule for tensors that have no contents; training needs none
+        say(f"memory is not planned for, as this model's step cannot be traced: {first_line(error)}.")
+        return None
 
 
 @contextmanager
