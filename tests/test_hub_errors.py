@@ -89,6 +89,10 @@ CASES = (
     of_model("own code", "them/own-code", "needs code of its own repository, which is never run"),
     of_model("pickled weights", "them/pickled", "holds no weights as model.safetensors", "can run code"),
     of_model("forbidden", "them/forbidden", "the Hub answered 403", f"{PAGE}/them/forbidden", token=READER),
+    of_model("busy", "them/busy", "accepts no more requests for now", "Wait a few minutes", token=READER),
+    of_model("broken", "them/broken", "the Hub answered 500 for them/broken", "try again later", token=READER),
+    of_data("busy data", "them/busy-rows", "accepts no more requests for now", "Wait a few minutes", token=READER),
+    of_data("broken data", "them/broken-rows", "the Hub answered 500", "try again later", token=READER),
     of_model("cut vocabulary", "them/cut-early", "the download of them/cut-early broke off", "Run it again"),
     of_model("cut weights", "them/cut", "the download of them/cut broke off", "Run it again"),
     of_model("no hub, model", "them/open", "the Hub cannot be reached", "`embedded`", nowhere=True, token=READER),
@@ -164,6 +168,9 @@ def repositories(tiny_model: Path, folder: Path) -> Iterator[Repository]:
     yield Repository("them/cut-rows", folder / "cut-rows", kind="datasets")
     yield Repository("them/empty", folder / "empty", kind="datasets")
     yield Repository("them/forbidden-rows", folder / "rows", kind="datasets", status=403)
+    for name, status in (("busy", 429), ("broken", 500)):
+        yield Repository(f"them/{name}", tiny_model, status=status)
+        yield Repository(f"them/{name}-rows", folder / "rows", kind="datasets", status=status)
     yield Repository("them/gated-rows", folder / "rows", kind="datasets", gated=True)
 
 
@@ -185,6 +192,18 @@ def outcomes(hub: Hub, tiny_model: Path, tmp_path_factory: pytest.TempPathFactor
         return told | outcomes_of([case for case in CASES if case.nowhere], nowhere, tiny_model, folder)
 
 
+def test_a_hub_that_never_answers_is_given_up(tiny_model: Path, tmp_path: Path) -> None:
+    cases = [case for case in CASES if case.nowhere]
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(64)  # connections are made, and nobody reads what they ask
+        outcomes = outcomes_of(cases, f"http://127.0.0.1:{silent.getsockname()[1]}", tiny_model, tmp_path)
+    for case in cases:
+        outcome = outcomes[case.name]
+        assert outcome.code == case.code and outcome.err.count("error: ") == 1, outcome.err
+        assert "the Hub cannot be reached" in outcome.err or "broke off" in outcome.err, outcome.err
+
+
 def outcomes_of(cases: list[Case], endpoint: str, tiny_model: Path, folder: Path) -> dict[str, Outcome]:
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(tiny_document(tiny_model, folder / "unused")))
@@ -200,6 +219,7 @@ def outcomes_of(cases: list[Case], endpoint: str, tiny_model: Path, folder: Path
     (folder / "cases.json").write_text(json.dumps(todo))
     own = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment = {**own, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    environment |= {"HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}  # seconds of silence
     driver = [sys.executable, "-c", DRIVER, str(folder / "cases.json")]
     subprocess.run(driver, check=True, capture_output=True, timeout=200, env=environment)
     return {

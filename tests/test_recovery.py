@@ -85,6 +85,47 @@ def test_a_backward_that_fails_half_way_leaves_no_gradient(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_step_that_fails_half_way_is_taken_again(
+    at: int, make_recipe: Make, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, expected = trained_weights(make_recipe, tokenizer)
+    step, calls = torch.optim.AdamW.step, []
+
+    def fails_at(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = step(self, *args, **kwargs)
+        calls.append(self)
+        if len(calls) == at:
+            raise FULL
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", fails_at)
+    trainer, weights = trained_weights(make_recipe, tokenizer)
+    assert len(calls) == 4 and trainer.account.recovery.times == 1
+    assert losses(trainer, "loss") == losses(plain, "loss")
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(weights, expected, strict=True))
+
+
+@pytest.mark.slow
+def test_a_device_that_fails_ends_at_the_last_checkpoint_and_goes_on(
+    make_recipe: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, compute = make_recipe("--train.save_steps", "1", *SHORT), AnswerSFTTrainer.compute_loss
+
+    def fails(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 2:
+            raise RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported later")
+        return compute(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(RunError, match=r"device-side assert triggered\. The last che"):
+        patch.setattr(AnswerSFTTrainer, "compute_loss", fails)
+        train(recipe)
+    assert train(recipe)["status"] == "done"
+    out = capsys.readouterr().out
+    assert "going on from step 1 of 3" in out, out
+
+
+@pytest.mark.slow
 def test_one_row_that_does_not_fit_is_checkpointed_and_then_gives_up(
     make_recipe: Make, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

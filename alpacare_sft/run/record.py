@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import runtime
-from alpacare_sft.errors import RunError, StoppedError
+from alpacare_sft.errors import RunError, StoppedError, first_line
 from alpacare_sft.recipe.resolved import ADAPTER_SECTIONS, recipe_sha256, recipe_yaml
 from alpacare_sft.run.directory import RunDirectory, write_text
 
@@ -52,6 +52,11 @@ def recorded(run: RunDirectory, recipe: Recipe, **facts: Any) -> Iterator[None]:
         reported = error
         if isinstance(error, torch.OutOfMemoryError):
             reported = RunError(_out_of_memory(recipe))
+        elif isinstance(error, RuntimeError) and "CUDA error" in str(error):  # the context is lost with the process
+            reported = RunError(
+                f"the GPU failed: {first_line(error)}. The last checkpoint is kept: the same command goes on from it. "
+                "If it fails at the same step again, CUDA_LAUNCH_BLOCKING=1 before the command names the operation."
+            )
         elif isinstance(error, KeyboardInterrupt):
             reported = StoppedError("stopped by SIGINT. Run it again to go on from the last checkpoint.")
         if runtime.is_main_process():

@@ -1,14 +1,16 @@
-"""Out of memory in mid-run: the same rows again in smaller forwards, as if nothing had been."""
+"""Out of memory in mid-run: the same rows again in smaller forwards, the same step again, as if nothing had been."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
 
 from alpacare_sft.model.base import enable_checkpointing
-from alpacare_sft.runtime import say
+from alpacare_sft.runtime import free_memory, is_out_of_memory, say
 
 
 class Undo:
@@ -33,11 +35,44 @@ class Undo:
             torch.cuda.set_rng_state(self.device_draws)
 
 
+def protect_step(optimizer: torch.optim.Optimizer, count: Callable[[], None]) -> None:
+    """Let a step in which memory runs out be taken again, once, from copies of the weights and their moments.
+
+    Args:
+        optimizer: whose method `step` is replaced; of an adapter, so that the copies are a few megabytes.
+        count: called for each step that is taken again.
+    """
+    step = optimizer.step
+
+    def take(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        weights = [(one, one.detach().clone()) for group in self.param_groups for one in group["params"]]
+        state = {
+            one: {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in kept.items()}
+            for one, kept in self.state.items()
+        }
+        try:
+            return step(*args, **kwargs)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        with torch.no_grad():
+            for one, value in weights:
+                one.copy_(value)
+        self.state.clear()
+        self.state.update(state)
+        count()
+        say("out of memory in the optimizer's step: it is taken again.")
+        free_memory()
+        return step(*args, **kwargs)
+
+    optimizer.step = MethodType(take, optimizer)  # type: ignore[method-assign]
+
+
 class Recovery:
     """What a run has shown of its memory: rows a forward that fit, and whether activations are computed again.
 
     Attributes:
-        times: forwards that were repeated.
+        times: forwards and steps that were repeated.
         rows: most rows of a forward since then; None while memory never ran out.
         checkpointing: whether activation checkpointing was turned on for it.
     """

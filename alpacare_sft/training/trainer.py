@@ -18,7 +18,7 @@ from alpacare_sft.runtime import free_memory, is_out_of_memory, say
 from alpacare_sft.training.callbacks import Account
 from alpacare_sft.training.checkpoints import seal_checkpoint
 from alpacare_sft.training.forwards import IGNORED, Packer, split_rows
-from alpacare_sft.training.recovery import Undo
+from alpacare_sft.training.recovery import Undo, protect_step
 
 
 def answer_mask(labels: torch.Tensor) -> torch.Tensor:
@@ -181,6 +181,16 @@ class AnswerSFTTrainer(SFTTrainer):
             labelled = (inputs["labels"] != IGNORED).any(1, keepdim=True)
             inputs = {**inputs, "attention_mask": inputs["attention_mask"] * labelled}
         super()._track_num_input_tokens(inputs)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer, whose step is taken again where memory ran out in it."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if "step" not in vars(optimizer):  # the Trainer may ask twice
+            protect_step(optimizer, self._count_repetition)
+        return optimizer
+
+    def _count_repetition(self) -> None:
+        self.account.recovery.times += 1
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Save, seal what all processes wrote, and only then remove the oldest.
