@@ -162,6 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
+        for word in words:
+            if not word.isascii() and word.encode(errors="replace").decode() != word:
+                raise RecipeError(f"{word!r} must be UTF-8 text. Set the terminal to UTF-8.")
         if (beginning := help_topic(words)) is not None:
             from alpacare_sft.recipe.options import help_of_keys
 

@@ -81,6 +81,7 @@ def test_every_module_form_is_the_same_program() -> None:
         (["train", DEMO, "--stop-after", "8:30"], "--stop-after must be hours, minutes, seconds such as 8h30m"),
         (["rerun", "runs/demo", "--train.seed", "1"], "rerun takes no overrides, got --train.seed 1."),
         (["doctor", "--train.seed=1"], "doctor takes no overrides, got --train.seed=1."),
+        (["ask", DEMO, "caf\udce9"], "must be UTF-8 text. Set the terminal to UTF-8."),
         (["schema", "a.yaml"], "schema takes no overrides, got a.yaml."),
         (["schema", "--output", "."], "--output must be a file that can be written, got .: "),
     ],

@@ -26,6 +26,8 @@ READER, STRANGER, UNKNOWN = "hf_reader_token_1", "hf_stranger_token_2", "hf_unkn
 DRIVER = """
 import json, os, sys, time
 time.sleep = lambda seconds: None  # what the clients wait between their attempts
+import huggingface_hub.file_download
+huggingface_hub.file_download._ETAG_RETRY_TIMEOUT = 1  # of 60 seconds, at each of six attempts
 from alpacare_sft.cli import main
 for case in json.load(open(sys.argv[1])):
     os.environ.pop("HF_TOKEN", None)
@@ -192,18 +194,6 @@ def outcomes(hub: Hub, tiny_model: Path, tmp_path_factory: pytest.TempPathFactor
         return told | outcomes_of([case for case in CASES if case.nowhere], nowhere, tiny_model, folder)
 
 
-def test_a_hub_that_never_answers_is_given_up(tiny_model: Path, tmp_path: Path) -> None:
-    cases = [case for case in CASES if case.nowhere]
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen(64)  # connections are made, and nobody reads what they ask
-        outcomes = outcomes_of(cases, f"http://127.0.0.1:{silent.getsockname()[1]}", tiny_model, tmp_path)
-    for case in cases:
-        outcome = outcomes[case.name]
-        assert outcome.code == case.code and outcome.err.count("error: ") == 1, outcome.err
-        assert "the Hub cannot be reached" in outcome.err or "broke off" in outcome.err, outcome.err
-
-
 def outcomes_of(cases: list[Case], endpoint: str, tiny_model: Path, folder: Path) -> dict[str, Outcome]:
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(tiny_document(tiny_model, folder / "unused")))
@@ -219,7 +209,7 @@ def outcomes_of(cases: list[Case], endpoint: str, tiny_model: Path, folder: Path
     (folder / "cases.json").write_text(json.dumps(todo))
     own = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment = {**own, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    environment |= {"HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}  # seconds of silence
+    environment |= {"HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}  # seconds of silence
     driver = [sys.executable, "-c", DRIVER, str(folder / "cases.json")]
     subprocess.run(driver, check=True, capture_output=True, timeout=200, env=environment)
     return {

@@ -309,6 +309,20 @@ def test_a_file_that_is_no_filled_sheet(folder: Path, content: bytes | None, tol
     assert not (folder / "review.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda line: line + (b",correctness_a" if b"sheet" in line[:9] else b",1"), "correctness_a is there twice"),
+        (lambda line: line + (b"" if b"sheet" in line[:9] else b",1"), ":2 has more cells than columns"),
+    ],
+)
+def test_no_cell_is_read_in_the_place_of_another(folder: Path, change: Callable[[bytes], bytes], told: str) -> None:
+    path = fill(folder, [BOTH] * 4)
+    path.write_bytes(b"\r\n".join(map(change, path.read_bytes().split(b"\r\n")[:2])))
+    with pytest.raises(DataError, match=told):
+        sum_up(folder, path)
+
+
 def test_faults_of_all_files_are_told_together(folder: Path) -> None:
     (folder / "bad.csv").write_bytes(b"PK\x03\x04")
     with pytest.raises(DataError) as error:
@@ -355,7 +369,12 @@ def test_what_people_entered_outlives_the_next_evaluation(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"sheet": "r1"}', '{"earlier": [], "sheet": "", "letters": "", "rows": []}']
+    "text",
+    [
+        *("", "[]", '{"sheet": "r1"}', '{"earlier": [], "sheet": "", "letters": "", "rows": []}'),
+        '{"sheet": "r1", "predictions_sha256": "", "letters": "a", "rows": [{"id": 1, "a": "bare", "sha256": {}}]}',
+        '{"sheet": "r1", "predictions_sha256": "", "letters": "a", "rows": [{"id": 1, "a": "adapter"}]}',
+    ],
 )
 def test_a_key_that_is_none_is_not_written_over(folder: Path, text: str) -> None:
     (folder / "review_key.json").write_text(text)

@@ -96,7 +96,7 @@ def test_a_record_grows_key_by_key(tmp_path: Path) -> None:
 def test_a_broken_record_is_told_by_its_path(tmp_path: Path, text: str) -> None:
     directory = RunDirectory(tmp_path)
     directory.record.write_bytes(text.encode("latin-1"))
-    with pytest.raises(RunError, match=r"run\.json is not a record of a run: .* Move the directory away\."):
+    with pytest.raises(RunError, match=r"run\.json is not a record of a run: .* Put a whole copy of it back"):
         directory.read_record()
 
 

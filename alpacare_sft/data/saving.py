@@ -24,9 +24,11 @@ def refuse_other_data(run: RunDirectory, data: PreparedData) -> None:
     Raises:
         RunError: if `data` differs from them.
     """
-    before = run.read_record().get("data_sha256")
+    before = run.read_record().get("data_sha256") or {}
+    if run.holds_work() and not before:
+        raise RunError(f"{run.record} says nothing of the rows of this run. Put a copy back, or add --overwrite.")
     if run.holds_work() and before != data.sha256:
-        changed = ", ".join(name for name, value in data.sha256.items() if (before or {}).get(name) != value)
+        changed = ", ".join(name for name, value in data.sha256.items() if before.get(name) != value)
         raise RunError(
             f"output_dir: {run.path} was begun on other rows ({changed} differ). Give it the rows it began with, "
             "choose another output_dir, or add --overwrite."

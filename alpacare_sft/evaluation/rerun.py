@@ -46,6 +46,7 @@ def rerun(path: Path, against: Path | None = None) -> dict[str, Any]:
     Raises:
         RunError: if one of the runs is not finished, or its files were changed.
     """
+    path = path.resolve()
     first = RunDirectory(path)
     second = RunDirectory(against or path.with_name(f"{path.name}-rerun"))
     recipe = trained_recipe(first)
@@ -53,6 +54,12 @@ def rerun(path: Path, against: Path | None = None) -> dict[str, Any]:
         _train_again(recipe, first, second)
     elif second.read_record().get("status") != "done":
         raise RunError(f"--against must be a finished run, {against} is none. Leave it out to train anew.")
+    for run in (first, second):
+        if damaged := run.damaged(""):
+            raise RunError(
+                f"{run.path}: {', '.join(damaged)} not as written: nothing was compared. Make it again: alpacare-sft "
+                "data, train or eval with its recipe."
+            )
     results = list(compare_runs(first, second))
     records = [run.read_record() for run in (first, second)]
     differences = {

@@ -101,6 +101,10 @@ def read_or_empty(path: Path) -> dict[str, Any]:
 
 def read_log_history(run: RunDirectory) -> list[dict[str, Any]]:
     """What the trainer logged, by step, from the last checkpoint; empty where none was kept."""
-    files = run.checkpoints.glob("checkpoint-*/trainer_state.json")
-    last = max(files, key=lambda file: int(file.parent.name.rpartition("-")[2]), default=None)
+    files = [file for file in run.checkpoints.glob("checkpoint-*/trainer_state.json") if _step(file).isdigit()]
+    last = max(files, key=lambda file: int(_step(file)), default=None)
     return [] if last is None else list(read_or_empty(last).get("log_history") or [])
+
+
+def _step(state: Path) -> str:
+    return state.parent.name.rpartition("-")[2]

@@ -37,7 +37,12 @@ def save_run_report(recipe: Recipe) -> None:
     """
     run = RunDirectory(recipe.output_dir)
     trained = dataclasses.replace(trained_recipe(run), hub=recipe.hub, safety=recipe.safety)
-    evidence, review = read_evidence(run), read_or_empty(run.path / "eval" / "review.json")
+    reviewed = run.path / "eval" / "review.json"
+    if reviewed.exists() and run.damaged("eval/review.json"):
+        raise RunError(
+            f"{reviewed} is not as it was written. Sum the sheets up again: alpacare-sft review RECIPE FILE …"
+        )
+    evidence, review = read_evidence(run), read_or_empty(reviewed)
     path, page = run.path / "report.md", run.path / "report.html"
     with run.lock():
         text = _written_by_hand(run)

@@ -126,7 +126,12 @@ def _numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     number = 1
     try:
         for row in reader:
-            header = header or [name.strip().lower() for name in row]
+            if not header:
+                header = [name.strip().lower() for name in row]
+                if twice := {name for name in header if name and header.count(name) > 1}:
+                    raise DataError(f"{path}: the column {min(twice)} is there twice. Keep one of them.")
+            if any(cell.strip() for cell in row[len(header) :]):
+                raise DataError(f"{path}:{number} has more cells than columns. Fill a copy of review.csv.")
             if any(cell.strip() for cell in row):
                 yield number, dict(zip(header, row, strict=False))
             number = reader.line_num + 1  # a quoted cell may hold line breaks

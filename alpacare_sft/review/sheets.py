@@ -86,13 +86,30 @@ def read_keys(folder: Path) -> list[dict[str, Any]]:
     try:
         newest = read_object(path)
         keys = [newest, *newest.pop("earlier", [])]
-        if all(key["sheet"] and key["letters"] and key["rows"] for key in keys):
+        if all(_is_key(key) for key in keys):
             return keys
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise RunError(f"{path} is not the key of a review. Put it back, or move it away and run eval again.")
+
+
+def _is_key(key: Mapping[str, Any]) -> bool:
+    """Whether a key says of every row whose answers its letters are, and what its texts were."""
+    letters = key["letters"]
+    return bool(
+        isinstance(key["sheet"], str)
+        and isinstance(key["predictions_sha256"], str)
+        and letters in ("a", "ab")
+        and key["rows"]
+        and all(
+            {"id", "sha256"} <= row.keys()
+            and row["sha256"].keys() <= {*TEXTS, "answer_a", "answer_b"}
+            and sorted(row[letter] for letter in letters) == ["adapter", "base"][: len(letters)]
+            for row in key["rows"]
+        )
+    )
 
 
 def _is_filled(path: Path) -> bool:

@@ -35,8 +35,10 @@ def review_answers(recipe: Recipe, files: Sequence[str | Path]) -> dict[str, Any
         DataError: if a sheet is faulty or of another evaluation.
         RunError: if the run has no review sheets yet.
     """
-    folder, settings = RunDirectory(recipe.output_dir).path / "eval", recipe.evaluate
+    run, settings = RunDirectory(recipe.output_dir), recipe.evaluate
+    folder = run.path / "eval"
     summary = summarize_reviews(folder, files, confidence=settings.confidence, samples=settings.bootstrap_samples)
+    run.seal(folder / "review.json")
     show_reviews(summary)
     return summary
 
@@ -89,7 +91,8 @@ def summarize_reviews(folder: Path, files: Sequence[str | Path], *, confidence: 
         "current": is_current,
         "predictions_sha256": key["predictions_sha256"],
     }
-    write_json(folder / "review.json", summary)
+    with RunDirectory(folder).lock():
+        write_json(folder / "review.json", summary)
     return summary
 
 
@@ -110,7 +113,7 @@ def _is_current(folder: Path, key: Mapping[str, Any]) -> bool:
     try:
         predictions = read_json_lines(folder / "predictions.jsonl")
         return bool(predictions_sha256(predictions) == key["predictions_sha256"])
-    except (FileNotFoundError, ValueError, AttributeError):
+    except (FileNotFoundError, RunError, AttributeError):
         return False
 
 

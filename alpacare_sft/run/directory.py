@@ -94,7 +94,10 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if it holds something else.
     """
-    value = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError("it must hold an object")
     return value
@@ -169,10 +172,13 @@ class RunDirectory:
             return dict(json.loads(copy))
         try:
             return read_object(self.record)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except ValueError as error:
-            raise RunError(f"{self.record} is not a record of a run: {error}. Move the directory away.") from error
+            raise RunError(
+                f"{self.record} is not a record of a run: {error}. Put a whole copy of it back, or add --overwrite to "
+                "begin the run anew."
+            ) from error
 
     def _read_copy(self) -> str | None:
         """The text of the record's copy; None where there is none, or it is damaged itself."""

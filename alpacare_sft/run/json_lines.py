@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from alpacare_sft.errors import RunError
 from alpacare_sft.run.directory import write_text
 
 
@@ -17,9 +18,19 @@ def format_json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a JSON Lines file that this package wrote."""
-    lines = path.read_text(encoding="utf-8").split("\n")  # a row may hold other line breaks, such as U+2028
-    return [json.loads(line) for line in lines if line]
+    """Objects of a JSON Lines file that this package wrote.
+
+    Raises:
+        RunError: if it is damaged; names the line.
+    """
+    rows = []
+    # a row may hold other line breaks, such as U+2028
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        try:
+            rows += [dict(json.loads(line))] if line else []
+        except (ValueError, TypeError) as error:
+            raise RunError(f"{path}:{number} is damaged: {error}. Make it again.") from error
+    return rows
 
 
 class ResponseCache:

@@ -59,7 +59,7 @@ def build_sft_config(recipe: Recipe, run: RunDirectory, precision: runtime.Preci
         ours["dataloader_pin_memory"] = False  # else torch warns at every epoch
     try:
         config = SFTConfig(**{**given_values(recipe, "train"), **ours})
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         raise RecipeError(f"train: {' '.join(str(error).split())}") from error
     config.mixed_precision = "no" if precision.name == "fp32" else precision.name  # else a launcher's --mixed_precision
     return config
