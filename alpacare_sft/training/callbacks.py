@@ -117,7 +117,8 @@ class StopOnSignal(TrainerCallback):
     def __init__(self, stop_after_seconds: float | None = None) -> None:
         import psutil
 
-        self.end = math.inf if stop_after_seconds is None else psutil.Process().create_time() + stop_after_seconds
+        lived = time.time() - psutil.Process().create_time()  # from here on by a clock that nobody sets
+        self.end = math.inf if stop_after_seconds is None else time.monotonic() + stop_after_seconds - lived
         self.longest_seconds = 0.0
         self._last = math.inf
         self.requested = False
@@ -144,11 +145,11 @@ class StopOnSignal(TrainerCallback):
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """From here on a signal waits for the end of the step."""
         self.in_loop = True
-        self._last = time.time()
+        self._last = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Ask the trainer to save and stop; all processes agree on the step."""
-        now = time.time()
+        now = time.monotonic()
         self.longest_seconds, self._last = max(self.longest_seconds, now - self._last), now
         requested = self.requested or now + 2 * self.longest_seconds >= self.end
         if num_processes() > 1:
