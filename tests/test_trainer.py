@@ -146,7 +146,7 @@ def test_fp16_base_with_float32_adapter_steps_through_autocast_and_scaler(make_r
 
 def test_the_time_leaves_room_for_two_of_the_longest_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     stop, control, clock = StopOnSignal(stop_after_seconds=1000), TrainerControl(), iter([0.0, 10.0, 40.0, 45.0])
-    monkeypatch.setattr("alpacare_sft.training.callbacks.time.time", lambda: next(clock))
+    monkeypatch.setattr("alpacare_sft.training.callbacks.time.monotonic", lambda: next(clock))
     stop.end = 100.0
     stop.on_train_begin()
     stops = []
