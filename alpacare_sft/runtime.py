@@ -7,10 +7,11 @@ import gc
 import logging
 import os
 import platform
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ _REPORTS = {
     "HF_HUB_DISABLE_TELEMETRY": ("1", "huggingface_hub.constants", True),
     "HF_UPDATE_DOWNLOAD_COUNTS": ("0", "datasets.config", False),
 }
+# What torch was built with, in its own words: libraries of kernels and their versions.
+_LIBRARIES = re.compile(r"(?:Math Kernel Library Version|MKL-DNN|OpenBLAS|OpenMP|CUDA Runtime|CuDNN) v?[\d.]+\d")
 _PROGRESS_BARS = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "transformers.utils.logging",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "datasets.utils.tqdm",
@@ -236,6 +239,14 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
+def _driver() -> str | None:
+    """Version of the card's driver; Linux alone keeps it in a file."""
+    with suppress(OSError):
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+        return next(iter(re.findall(r"\b\d{3}\.\d[\d.]*", text)), None)
+    return None
+
+
 def describe_hardware(use_cpu: bool = False) -> dict[str, Any]:
     """Device, memory and cores, for the record of a run.
 
@@ -250,6 +261,7 @@ def describe_hardware(use_cpu: bool = False) -> dict[str, Any]:
         "machine": platform.machine(),
         "processor": _processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "libraries": _LIBRARIES.findall(torch.__config__.show()),
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -265,6 +277,8 @@ def describe_hardware(use_cpu: bool = False) -> dict[str, Any]:
             "compute_capability": f"{properties.major}.{properties.minor}",
             "device_memory_bytes": properties.total_memory,
             "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+            "driver": _driver(),
         }
     return facts
 

@@ -47,6 +47,8 @@ def test_a_run_writes_everything_that_it_promises(make_recipe: Make) -> None:
         assert (run / name).stat().st_size > 0, name
     assert record == json.loads((run / "run.json").read_text())
     assert record["status"] == "done"
+    assert record["distributions"]["torch"] == record["versions"]["torch"] and record["hardware"]["libraries"]
+    assert "://" not in json.dumps(record["distributions"])  # no address of an index
     assert record["rows"]["train"] == 24
     assert record["train"]["optimizer_steps"] == 12
     assert record["tokens"]["trained"] > record["tokens"]["answer"] > 0

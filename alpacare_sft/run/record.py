@@ -35,6 +35,7 @@ def recorded(run: RunDirectory, recipe: Recipe, **facts: Any) -> Iterator[None]:
                 "status": "running",
                 "recipe_sha256": recipe_sha256(recipe),
                 "versions": installed_versions(),
+                "distributions": _distributions(),
                 "earlier_versions": _earlier_versions(run),
                 "git_commit": _git_commit(),
                 "hardware": runtime.describe_hardware(recipe.train.use_cpu),
@@ -70,6 +71,12 @@ def recorded(run: RunDirectory, recipe: Recipe, **facts: Any) -> Iterator[None]:
 def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Versions of what a result depends on."""
     return {name: version for name in packages if (version := _version(name))}
+
+
+def _distributions() -> dict[str, str]:
+    """Everything that is installed, whether it has a part in the result or not."""
+    found = {one.metadata["Name"]: one.version for one in importlib.metadata.distributions()}
+    return {name: found[name] for name in sorted(found, key=str.lower)}
 
 
 def version_changes(record: Mapping[str, Any]) -> list[str]:

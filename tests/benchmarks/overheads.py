@@ -57,7 +57,8 @@ def build(options: argparse.Namespace, folder: str) -> Any:
         "lora.lora_dropout": 0.0,
         **({"data.constants.instruction": options.constant} if options.constant else {}),
     }
-    recipe = load_recipe("recipes/demo.yaml", [word for key, value in words.items() for word in (f"--{key}", str(value))])
+    overrides = [word for key, value in words.items() for word in (f"--{key}", str(value))]
+    recipe = load_recipe("recipes/demo.yaml", overrides)
     precision = runtime.resolve_precision(recipe.train)
     tokenizer = load_tokenizer(recipe.model)
     data = prepare_data(recipe, tokenizer)
@@ -124,7 +125,8 @@ def time_scores(repeats: int) -> str:
     told = [Answer(row["output"][place % 7 :], 60, "end_token") for place, row in enumerate(rows)]
     losses = {place: 2 + place % 5 / 10 for place in range(100)}
     sides = {
-        who: ModelResponses(Path("none"), losses=dict(losses), answers=dict(enumerate(told))) for who in ("base", "adapter")
+        who: ModelResponses(Path("none"), losses=dict(losses), answers=dict(enumerate(told)))
+        for who in ("base", "adapter")
     }
     requests = EvaluationRequests([], [], wants_answers=True, wants_losses=True, answer_end=1)
 
@@ -133,7 +135,8 @@ def time_scores(repeats: int) -> str:
 
     score()
     times = sorted(seconds(score) for _ in range(repeats))
-    return f"{statistics.median(times):.2f} s ({times[0]:.2f} to {times[-1]:.2f}), {recipe.evaluate.bootstrap_samples:,} resamples"
+    samples = f"{recipe.evaluate.bootstrap_samples:,} resamples"
+    return f"{statistics.median(times):.2f} s ({times[0]:.2f} to {times[-1]:.2f}), {samples}"
 
 
 def time_floor(trainer: Any, repeats: int) -> str:
