@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +13,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from alpacare_sft.model.cpu_layout import fast_cpu_layout
+from alpacare_sft.model import cpu_layout
+from alpacare_sft.model.base import enable_checkpointing
+from alpacare_sft.model.cpu_layout import block_frozen_layers, fast_cpu_layout, training_gains
 
 IDS = torch.arange(2, 26).reshape(3, 8)  # (B, T)
 
@@ -63,3 +68,50 @@ def test_an_adapter_that_reads_its_weights_keeps_them(model: PreTrainedModel) ->
     before = logits(attached)
     with fast_cpu_layout(attached):
         torch.testing.assert_close(logits(attached), before, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def gain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[float]:
+    """What is measured here, in the place of the machine's own figure; every size of weights counts."""
+    measured = [2.0]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cpu_layout, "_LEAST_BYTES", 0)
+    monkeypatch.setattr(cpu_layout, "_measured_gain", lambda: measured[0])
+    return measured
+
+
+def step(model: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Loss and gradients of the trained weights."""
+    model.zero_grad()
+    loss = model(input_ids=IDS, labels=IDS).loss
+    loss.backward()
+    return loss.detach(), [one.grad.clone() for one in model.parameters() if one.requires_grad]
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_step_in_blocks_has_the_same_loss_and_gradients(model: PreTrainedModel, gain: Any, dora: bool) -> None:
+    config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False, use_dora=dora)
+    tuned = get_peft_model(model, config).train()
+    loss, gradients = step(tuned)
+    assert block_frozen_layers(tuned) == 2 * (5 if dora else 7) + 1
+    assert model.model.layers[0].mlp.up_proj.weight.numel() == 0  # the plain weights are gone
+    again, others = step(tuned)
+    torch.testing.assert_close(again, loss, atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(others, gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    enable_checkpointing(tuned)
+    torch.testing.assert_close(step(tuned)[0], loss, atol=1e-5, rtol=1e-5)
+
+
+def test_a_machine_that_gains_nothing_keeps_the_plain_way_and_remembers_it(model: PreTrainedModel, gain: Any) -> None:
+    gain[0] = 1.1
+    assert block_frozen_layers(model.requires_grad_(False)) == 0
+    gain[0] = 9.0
+    assert not training_gains()  # as it was measured first: another choice would change the last bits
+
+
+def test_memory_that_is_short_keeps_the_plain_way(
+    model: PreTrainedModel, gain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    assert block_frozen_layers(model.requires_grad_(False)) == 0

@@ -18,6 +18,7 @@ from alpacare_sft.errors import RecipeError, RunError, StoppedError, first_line
 from alpacare_sft.evaluation.generation import end_token_ids
 from alpacare_sft.model.adapter import check_adapter, save_adapter, trainable_digests
 from alpacare_sft.model.base import base_identity, check_context, check_weights, load_base_model, load_tokenizer
+from alpacare_sft.model.cpu_layout import block_frozen_layers
 from alpacare_sft.model.prompt import PromptEncoder
 from alpacare_sft.recipe.resolved import refuse_removed_keys, settle
 from alpacare_sft.reporting.card import save_card
@@ -122,7 +123,8 @@ def _run(recipe: Recipe, run: RunDirectory, config: SFTConfig, stop: StopOnSigna
     data = _prepare_rows(recipe, run, tokenizer)
     most_tokens = _check_memory(recipe, data, force)
     clock.end("data")
-    base = load_base_model(recipe.model, runtime.resolve_precision(recipe.train).dtype)
+    precision = runtime.resolve_precision(recipe.train)
+    base = load_base_model(recipe.model, precision.dtype)
     identity = base_identity(recipe.model, base)
     clock.end("model")
     trainer = build_trainer(recipe, config, data, tokenizer, base)
@@ -133,6 +135,7 @@ def _run(recipe: Recipe, run: RunDirectory, config: SFTConfig, stop: StopOnSigna
     say(f"LoRA: {parameters['trainable']:,} of {parameters['total']:,} parameters are trained")
     say(describe_batch(Batch.of(config)))
     check_free_disk(run.path, _disk_need_bytes(recipe, parameters["trainable"]))
+    num_blocked = block_frozen_layers(trainer.model) if precision.name == "fp32" else 0
     _train_or_resume(trainer, recipe, run)
     if stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise StoppedError(
@@ -150,6 +153,7 @@ def _run(recipe: Recipe, run: RunDirectory, config: SFTConfig, stop: StopOnSigna
         "end_token_ids": end_token_ids(base, tokenizer, encoder.end_token_id()),
         "default_system": encoder.default_system(),
         "parameters": parameters,
+        "layers_in_blocks": num_blocked,
         "seconds": {stage: round(value, 3) for stage, value in clock.seconds.items()},
     }
     return _complete(recipe, run, trainer, facts)
