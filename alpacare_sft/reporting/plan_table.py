@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 
 def show_plan(plan: Mapping[str, Any]) -> None:
@@ -47,11 +47,11 @@ def _memory_table(plan: Mapping[str, Any]) -> Table:
         *((f"{one['rows_per_forward']} a forward", one) for one in _nearest(plan)),
         (f"answering {plan['evaluation']['rows']}", plan["evaluation"]),
     ]
-    table = Table(title="memory, MiB", title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    for title, one in columns:
-        own = one.get("rows_per_forward") == plan["rows_per_forward"]
-        table.add_column(title, justify="right", style="bold" if own else "")
+    headers = (
+        Column(title, justify="right", style="bold" if one.get("rows_per_forward") == plan["rows_per_forward"] else "")
+        for title, one in columns
+    )
+    table = Table("", *headers, title="memory, MiB", title_justify="left", box=None, pad_edge=False)
     names = dict.fromkeys(name for _, one in columns for name in one["parts"])
     for name in names:
         cells = [f"{one['parts'][name] / 2**20:,.0f}" if name in one["parts"] else "" for _, one in columns]

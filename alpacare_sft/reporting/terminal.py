@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from alpacare_sft.data.prepare import prepare_data
 from alpacare_sft.data.report import describe_sources, encoded_segments
 from alpacare_sft.data.saving import DATA_KEYS, refuse_other_data, save_data
 from alpacare_sft.model.base import check_context, load_tokenizer
-from alpacare_sft.reporting.pages import cleaning_notes, looked_at
+from alpacare_sft.reporting.pages import cleaning_notes, funnel_steps
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.run.trained import continue_run
 
@@ -67,23 +67,12 @@ def show_data(recipe: Recipe, num_rows: int = 3) -> None:
 
 def funnel_table(report: Mapping[str, Any]) -> Table:
     """Each step with the rows it changed and dropped, from the rows loaded to the splits."""
-    rows = report["rows"]
-    table = Table(title="rows", title_justify="left")
-    table.add_column("step")
-    for name in ("rows", "dropped", "changed"):
-        table.add_column(name, justify="right")
-    table.add_row("loaded", f"{rows['loaded']:,}", "", "")
-    for column, count in rows["filled"].items():
-        table.add_row(f"constant {column}", f"{rows['loaded']:,}", "", f"{count:,}")
-    for step in report["steps"]:
-        table.add_row(step["name"], f"{step['rows_after']:,}", _count(step["dropped"]), _count(step["changed"]))
-    after = rows["cleaned"] - rows["dropped_no_answer"]
-    table.add_row(f"no room for an answer{looked_at(rows)}", f"{after:,}", _count(rows["dropped_no_answer"]), "")
-    if rows["dropped_too_long"]:
-        after -= rows["dropped_too_long"]
-        table.add_row("longer than max_length", f"{after:,}", _count(rows["dropped_too_long"]), "")
-    if rows["dropped_held_out"]:
-        table.add_row("question of a held-out split", f"{rows['kept']:,}", _count(rows["dropped_held_out"]), "")
+    headers = (Column(name, justify="right") for name in ("rows", "dropped", "changed"))
+    table = Table("step", *headers, title="rows", title_justify="left")
+    for step in funnel_steps(report):
+        if "is_split" not in step:  # those have a table of their own
+            label = step.get("name") or step["label"][0].lower() + step["label"][1:]
+            table.add_row(label, f"{step['rows']:,}", _count(step["dropped"]), _count(step["changed"]))
     return table
 
 
@@ -91,10 +80,8 @@ def notes_table(report: Mapping[str, Any]) -> Table | str:
     """What cleaning cost or could not decide, with the first example of each; empty text if there is nothing."""
     if not (notes := cleaning_notes(report)):
         return ""
-    table = Table(title="cleaning", title_justify="left", show_lines=True)
-    table.add_column("")
-    table.add_column("rows", justify="right")
-    table.add_column("what and why")
+    rows = Column("rows", justify="right")
+    table = Table("", rows, "what and why", title="cleaning", title_justify="left", show_lines=True)
     for note in notes:
         text = Text(note["why"])
         for example in note["examples"][:1]:
@@ -106,10 +93,8 @@ def notes_table(report: Mapping[str, Any]) -> Table | str:
 
 def split_table(report: Mapping[str, Any]) -> Table:
     """Rows and tokens of each split, what truncation costs, and what may have leaked."""
-    table = Table(title="splits", title_justify="left")
-    table.add_column("")
-    for name in report["splits"]:
-        table.add_column(name, justify="right")
+    headers = (Column(name, justify="right") for name in report["splits"])
+    table = Table("", *headers, title="splits", title_justify="left")
     lines: dict[str, Callable[[Any], str]] = {
         "rows": lambda split: f"{split['rows']:,}",
         "with an input": lambda split: f"{split['with_input']:,}",

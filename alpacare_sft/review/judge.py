@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from alpacare_sft.errors import RecipeError, RunError
 from alpacare_sft.recipe.sections import JudgeSection
@@ -261,9 +261,9 @@ def _count(rows: Sequence[Mapping[str, Any]], replies: Sequence[Reply]) -> dict[
 def show_judge(result: Mapping[str, Any]) -> None:
     """Print what `judge_answers` returned."""
     console = Console()
-    table = Table(title=f"pairs compared by {escape(result['model'])}, each in both orders", title_justify="left")
-    for name in ("adapter better", "base better", "tie", "no verdict"):
-        table.add_column(name, justify="right")
+    headers = (Column(name, justify="right") for name in ("adapter better", "base better", "tie", "no verdict"))
+    title = f"pairs compared by {escape(result['model'])}, each in both orders"
+    table = Table(*headers, title=title, title_justify="left")
     verdicts = result["verdicts"]
     table.add_row(*(str(verdicts[name]) for name in ("adapter", "base", "tie", "none")))
     console.print(table)
