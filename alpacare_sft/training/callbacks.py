@@ -18,7 +18,7 @@ from transformers.trainer_callback import ExportableState
 from alpacare_sft.errors import RunError, StoppedError
 from alpacare_sft.runtime import num_processes, peak_memory_bytes
 from alpacare_sft.training.batches import Batch
-from alpacare_sft.training.recovery import Recovery
+from alpacare_sft.training.forwards import Recovery
 
 if TYPE_CHECKING:
     from alpacare_sft.training.trainer import AnswerSFTTrainer

@@ -1,4 +1,7 @@
-"""The rows of an optimizer step → forwards: as they come, in parts, or laid end to end without padding."""
+"""The rows of an optimizer step → forwards: as they come, in parts, or laid end to end without padding.
+
+Where memory runs out in mid-run the same rows go again in smaller forwards, as if nothing had been.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from alpacare_sft.model.base import enable_checkpointing
+from alpacare_sft.runtime import say
 
 IGNORED = -100
 # Tokens of a forward. On a card more fill it better, until memory is planned for; on two cores one row of letters and
@@ -126,3 +132,64 @@ def keeps_rows_apart(model: Any, device: torch.device) -> bool:
         return False
     finally:
         model.train(was_training)
+
+
+class Undo:
+    """Gradients and random state before a forward, to repeat it from.
+
+    A failed backward has added to some of the gradients. Copies are of the adapter's alone, a few megabytes.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.gradients = [
+            (one, None if one.grad is None else one.grad.clone()) for one in model.parameters() if one.requires_grad
+        ]
+        self.draws = torch.get_rng_state()
+        self.device_draws = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for parameter, gradient in self.gradients:
+            parameter.grad = gradient
+        torch.set_rng_state(self.draws)
+        if self.device_draws is not None:
+            torch.cuda.set_rng_state(self.device_draws)
+
+
+class Recovery:
+    """What a run has shown of its memory: rows a forward that fit, and whether activations are computed again.
+
+    Attributes:
+        times: forwards that were repeated.
+        rows: most rows of a forward since then; None while memory never ran out.
+        checkpointing: whether activation checkpointing was turned on for it.
+    """
+
+    def __init__(self, times: int = 0, rows: int | None = None, checkpointing: bool = False) -> None:
+        self.times, self.rows, self.checkpointing = times, rows, checkpointing
+
+    def shrink(self, num_rows: int, model: Any) -> bool:
+        """Choose smaller forwards after one of `num_rows` rows failed; whether there is a way left."""
+        size = min(num_rows, self.rows or num_rows)
+        if size == 1 and (self.checkpointing or getattr(model, "is_activation_checkpointing", False)):
+            return False
+        self.times += 1
+        if size > 1:
+            self.rows = size // 2
+            say(f"out of memory: the same rows again, at most {self.rows} a forward; loss and update stay the same.")
+        else:
+            self.checkpointing, self.rows = True, 1
+            self.apply(model)
+            say("out of memory with one row a forward: activation checkpointing is turned on, the loss stays the same.")
+        return True
+
+    def apply(self, model: Any) -> None:
+        """Turn activation checkpointing on where it was needed before a resume."""
+        if self.checkpointing:
+            enable_checkpointing(model)
+
+    def describe(self) -> dict[str, Any] | None:
+        """For the record; None if memory never ran out."""
+        if not self.times:
+            return None
+        return {"times": self.times, "rows_per_forward": self.rows, "activation_checkpointing": self.checkpointing}

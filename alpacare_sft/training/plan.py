@@ -14,7 +14,7 @@ from alpacare_sft.data.prepare import prepare_data
 from alpacare_sft.errors import RecipeError
 from alpacare_sft.model.base import check_context, enable_checkpointing, load_config, load_tokenizer
 from alpacare_sft.model.cost import Cost, trace_layers
-from alpacare_sft.recipe.values import plain_value
+from alpacare_sft.recipe.keys import plain_value
 from alpacare_sft.training.config import build_lora_config
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ from alpacare_sft.errors import RunError
 from alpacare_sft.runtime import free_memory, is_out_of_memory, say
 from alpacare_sft.training.callbacks import Account
 from alpacare_sft.training.checkpoints import seal_checkpoint
-from alpacare_sft.training.forwards import IGNORED, Packer, split_rows
-from alpacare_sft.training.recovery import Undo
+from alpacare_sft.training.forwards import IGNORED, Packer, Undo, split_rows
 
 
 def answer_mask(labels: torch.Tensor) -> torch.Tensor:
