@@ -97,13 +97,14 @@ def evaluate(
     folder = selection.folder(run)
     with RunDirectory(folder).lock():
         models = ComparedModels(trained, recipe, run, adapter, same_base)
-        requests = _questions(held_out, run, models, trained, recipe)
+        requests = _requests(held_out, run, models, trained, recipe)
+        beyond = _report_beyond(requests, models, recipe)
         responses = _collect_responses(folder, requests, models, recipe)
         row_scores = score_rows(held_out.rows, responses, requests, recipe.evaluate.metrics)
         predictions = list_predictions(held_out, requests, responses, row_scores, recipe.safety.disclaimer)
         scores = {
             **summarize_rows(held_out, requests, responses, row_scores, recipe),
-            "beyond_context": _num_beyond(requests, models, recipe),
+            "beyond_context": beyond,
             **selection.describe(held_out.unseen, held_out.commit),
             **describe_circumstances(run, models, responses, recipe),
         }
@@ -115,27 +116,26 @@ def evaluate(
     return Evaluation(folder, scores, predictions, judgement)
 
 
-def _questions(
+def _requests(
     held_out: HeldOutRows, run: RunDirectory, models: ComparedModels, trained: Recipe, recipe: Recipe
 ) -> EvaluationRequests:
     encoder, wanted = PromptEncoder(models.tokenizer, trained.prompt), recipe.evaluate.metrics
-    requests = EvaluationRequests(
+    return EvaluationRequests(
         encode_rows(held_out.rows, encoder),
         encode_rows(read_general_rows(run), encoder) if "forgetting" in wanted else [],
         wants_answers=not {"rouge", "similarity"}.isdisjoint(wanted),
         wants_losses="loss" in wanted,
         answer_end=encoder.end_token_id(),
     )
-    if beyond := _num_beyond(requests, models, recipe):
+
+
+def _report_beyond(requests: EvaluationRequests, models: ComparedModels, recipe: Recipe) -> int:
+    if beyond := requests.num_beyond(models.context_tokens, recipe.generate.max_new_tokens):
         say(
             f"{beyond} rows could go past the {models.context_tokens:,} tokens that the model reads, with their "
             "reference or an answer of full length."
         )
-    return requests
-
-
-def _num_beyond(requests: EvaluationRequests, models: ComparedModels, recipe: Recipe) -> int:
-    return requests.num_beyond(models.context_tokens, recipe.generate.max_new_tokens)
+    return beyond
 
 
 def _collect_responses(

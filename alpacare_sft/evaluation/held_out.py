@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import sys
 from collections.abc import Iterable, Mapping
@@ -20,7 +19,7 @@ from alpacare_sft.errors import DataError, RecipeError, RunError
 from alpacare_sft.model.prompt import PromptEncoder
 from alpacare_sft.recipe.names import EMBEDDED_FILES, local_path
 from alpacare_sft.recipe.sections import ROW_COLUMNS
-from alpacare_sft.run.directory import file_sha256, last_name
+from alpacare_sft.run.directory import file_sha256, last_name, text_sha256
 from alpacare_sft.run.json_lines import read_json_lines
 from alpacare_sft.runtime import say
 
@@ -227,4 +226,4 @@ def _short_name(place: str) -> str:
     """The last part of a path, and of the whole enough to tell it from another of that name."""
     path = local_path(place)
     whole = str(path.resolve()) if path else place
-    return f"{Path(place).stem}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
+    return f"{Path(place).stem}-{text_sha256(whole)[:6]}"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -28,7 +26,7 @@ from alpacare_sft.recipe.resolved import (
 )
 from alpacare_sft.recipe.sections import EarlyStoppingSection
 from alpacare_sft.recipe.validation import fits_key
-from alpacare_sft.run.directory import RunDirectory, write_text
+from alpacare_sft.run.directory import RunDirectory, json_sha256, write_text
 from alpacare_sft.run.record import version_changes
 from alpacare_sft.runtime import say
 
@@ -123,7 +121,7 @@ def _sha256_of_0_1(document: Mapping[str, Any], recipe: Recipe) -> str:
     parts = {name: document.get(name) or {} for name in ("model", "data", "prompt", "early_stopping")}
     train = {key: value for key, value in vars(recipe.train).items() if f"train.{key}" not in SHOWN_ONLY}
     values = dict(_leaves({**parts, "lora": plain_value(vars(recipe.lora)), "train": plain_value(train)}))
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return json_sha256(values)
 
 
 def _with_values(section: _Section, values: Mapping[str, Any]) -> _Section:

@@ -206,7 +206,7 @@ def build_trainer(recipe: Recipe, config: SFTConfig, data: PreparedData, tokeniz
         DataError: if the labels are not what the mask says.
     """
     import torch
-    from transformers import EarlyStoppingCallback
+    from transformers import EarlyStoppingCallback, PrinterCallback
 
     from alpacare_sft.training.callbacks import Account, Terminal
     from alpacare_sft.training.forwards import Packer
@@ -232,9 +232,7 @@ def build_trainer(recipe: Recipe, config: SFTConfig, data: PreparedData, tokeniz
         if "arget modules" in message or "target_modules" in message:
             raise ModelError(f"lora.target_modules: {message}") from error
         raise RecipeError(f"train: {message}") from error
-    for name in ("PrinterCallback", "ProgressCallback"):
-        for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == name]:
-            trainer.remove_callback(callback)
+    trainer.remove_callback(PrinterCallback)  # what transformers adds where tqdm is disabled
     trainer.add_callback(Terminal())
     for parameter in trainer.model.parameters():  # TRL casts adapters on a quantized base to bfloat16 (trl#4901)
         if parameter.requires_grad:
