@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft.errors import ModelError, RunError, first_line
 from alpacare_sft.model.base import loading_errors_explained
 from alpacare_sft.recipe.names import is_path, is_same_name, local_path
-from alpacare_sft.run.directory import CONFIG, WEIGHTS, RunDirectory, has_effect, new_directory, read_object
+from alpacare_sft.run.directory import (
+    CONFIG,
+    WEIGHTS,
+    RunDirectory,
+    has_effect,
+    is_lora_weight,
+    new_directory,
+    read_object,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,7 +47,7 @@ def check_adapter(model: PeftModel) -> dict[str, int]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if "lora_" not in name and not name.endswith(".bias"):
+        if not is_lora_weight(name):
             raise ModelError(f"{name} would be trained, only LoRA weights may be. Check lora.modules_to_save.")
         if parameter.dtype != torch.float32:
             raise ModelError(f"{name} is {parameter.dtype}, adapter weights must be float32.")

@@ -78,6 +78,11 @@ def adapter_sha256(folder: Path) -> str:
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in (CONFIG, WEIGHTS))).hexdigest()
 
 
+def is_lora_weight(name: str) -> bool:
+    """Whether a parameter is one that an adapter may hold: LoRA's, or a bias that `lora.bias` trains."""
+    return "lora_" in name or name.endswith(".bias")
+
+
 def has_effect(name: str) -> bool:
     """Whether a LoRA weight changes the model's output by itself; the first matrix of a product does not."""
     return "lora_A" not in name and "lora_embedding_A" not in name
