@@ -23,8 +23,6 @@ SECTIONS: dict[str, type] = {
     "safety": sections.SafetySection,
     "hub": sections.HubSection,
 }
-
-
 TOP_KEYS: dict[str, Any] = typing.get_type_hints(sections.TopKeys)
 
 
