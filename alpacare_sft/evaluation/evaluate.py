@@ -97,8 +97,7 @@ def evaluate(
     folder = selection.folder(run)
     with RunDirectory(folder).lock():
         models = ComparedModels(trained, recipe, run, adapter, same_base)
-        requests = _requests(held_out, run, models, trained, recipe)
-        beyond = _report_beyond(requests, models, recipe)
+        requests, beyond = _requests(held_out, run, models, trained, recipe)
         responses = _collect_responses(folder, requests, models, recipe)
         row_scores = score_rows(held_out.rows, responses, requests, recipe.evaluate.metrics)
         predictions = list_predictions(held_out, requests, responses, row_scores, recipe.safety.disclaimer)
@@ -118,24 +117,22 @@ def evaluate(
 
 def _requests(
     held_out: HeldOutRows, run: RunDirectory, models: ComparedModels, trained: Recipe, recipe: Recipe
-) -> EvaluationRequests:
+) -> tuple[EvaluationRequests, int]:
+    """What both models are asked, and of how many rows an answer or reference could go past what they read."""
     encoder, wanted = PromptEncoder(models.tokenizer, trained.prompt), recipe.evaluate.metrics
-    return EvaluationRequests(
+    requests = EvaluationRequests(
         encode_rows(held_out.rows, encoder),
         encode_rows(read_general_rows(run), encoder) if "forgetting" in wanted else [],
         wants_answers=not {"rouge", "similarity"}.isdisjoint(wanted),
         wants_losses="loss" in wanted,
         answer_end=encoder.end_token_id(),
     )
-
-
-def _report_beyond(requests: EvaluationRequests, models: ComparedModels, recipe: Recipe) -> int:
     if beyond := requests.num_beyond(models.context_tokens, recipe.generate.max_new_tokens):
         say(
             f"{beyond} rows could go past the {models.context_tokens:,} tokens that the model reads, with their "
             "reference or an answer of full length."
         )
-    return beyond
+    return requests, beyond
 
 
 def _collect_responses(
