@@ -71,14 +71,14 @@ dist: $(INSTALLED) ## build wheel and source archive into dist/
 bench: $(INSTALLED) ## every benchmark beside plain TRL and plain scripts; writes tests/benchmarks/RESULTS.md
 	$(BIN)/python tests/benchmarks/run_all.py $(ARGS)
 
-recipes/README.md: alpacare_sft/recipe/*.py | $(INSTALLED) ## the reference of our keys, from the dataclasses
-	$(BIN)/python -m alpacare_sft.recipe.reference reference > $@
+recipes/README.md: alpacare_sft/recipe/*.py tests/recipe_reference.py | $(INSTALLED) ## the reference of our keys, from the dataclasses
+	$(BIN)/python -m tests.recipe_reference reference > $@
 
 recipes/schema.json: alpacare_sft/recipe/*.py constraints.txt | $(INSTALLED) ## what editors check recipes by
 	$(BIN)/python -m alpacare_sft schema --output $@
 
-alpacare_sft/recipe/upstream_sections.pyi: alpacare_sft/recipe/*.py constraints.txt | $(INSTALLED) ## the types of recipe.train and recipe.lora
-	$(BIN)/python -m alpacare_sft.recipe.reference stub > $@
+alpacare_sft/recipe/upstream_sections.pyi: alpacare_sft/recipe/*.py tests/recipe_reference.py constraints.txt | $(INSTALLED) ## the types of recipe.train and recipe.lora
+	$(BIN)/python -m tests.recipe_reference stub > $@
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

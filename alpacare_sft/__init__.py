@@ -33,35 +33,24 @@ _HOMES = {
     "review_answers": "review.summary",
     "train": "training.train",
 }
-__all__ = [
-    "AlpacareError",
-    "DataError",
-    "ModelError",
-    "Recipe",
-    "RecipeError",
-    "RunError",
-    "StoppedError",
-    "__version__",
-    "ask",
-    "evaluate",
-    "load_recipe",
-    "load_tokenizer",
-    "prepare_data",
-    "push",
-    "review_answers",
-    "train",
-]
+__all__ = sorted([*_HOMES, "__version__"])
 
 if TYPE_CHECKING:
-    from alpacare_sft.data.prepare import prepare_data
-    from alpacare_sft.errors import AlpacareError, DataError, ModelError, RecipeError, RunError, StoppedError
-    from alpacare_sft.evaluation.ask import ask
-    from alpacare_sft.evaluation.evaluate import evaluate
-    from alpacare_sft.hub.push import push
-    from alpacare_sft.model.base import load_tokenizer
-    from alpacare_sft.recipe.loading import Recipe, load_recipe
-    from alpacare_sft.review.summary import review_answers
-    from alpacare_sft.training.train import train
+    from alpacare_sft.data.prepare import prepare_data as prepare_data
+    from alpacare_sft.errors import AlpacareError as AlpacareError
+    from alpacare_sft.errors import DataError as DataError
+    from alpacare_sft.errors import ModelError as ModelError
+    from alpacare_sft.errors import RecipeError as RecipeError
+    from alpacare_sft.errors import RunError as RunError
+    from alpacare_sft.errors import StoppedError as StoppedError
+    from alpacare_sft.evaluation.ask import ask as ask
+    from alpacare_sft.evaluation.evaluate import evaluate as evaluate
+    from alpacare_sft.hub.push import push as push
+    from alpacare_sft.model.base import load_tokenizer as load_tokenizer
+    from alpacare_sft.recipe.loading import Recipe as Recipe
+    from alpacare_sft.recipe.loading import load_recipe as load_recipe
+    from alpacare_sft.review.summary import review_answers as review_answers
+    from alpacare_sft.training.train import train as train
 
 
 def __getattr__(name: str) -> Any:

@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not word.isascii() and word.encode(errors="replace").decode() != word:
                 raise RecipeError(f"{word!r} must be UTF-8 text. Set the terminal to UTF-8.")
         if (beginning := help_topic(words)) is not None:
-            from alpacare_sft.recipe.options import help_of_keys
+            from alpacare_sft.recipe.reference import help_of_keys
 
             print(help_of_keys(beginning), end="")
             return 0
@@ -319,7 +319,7 @@ def print_findings(recipe: sft.Recipe | None, as_json: bool) -> int:
 
 def print_plan(recipe: sft.Recipe, gpu: str | None, measure: bool, as_json: bool) -> None:
     """Show what a recipe needs, as a table or as JSON."""
-    from alpacare_sft.reporting.plan_table import show_plan
+    from alpacare_sft.reporting.terminal import show_plan
     from alpacare_sft.training.plan import plan_run
 
     plan = plan_run(recipe, gpu, measure)
@@ -371,7 +371,7 @@ def print_completion(shell: str) -> int:
     """Show the script by which a shell completes verbs, flags and the keys of a recipe."""
     from jsonargparse import ArgumentParser
 
-    from alpacare_sft.recipe.options import add_keys
+    from alpacare_sft.recipe.reference import add_keys
 
     try:
         import shtab

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import logging
 import os
 import platform
@@ -210,11 +209,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def free_memory() -> None:
     """Give back what a failed forward held; after the `except` block, whose traceback holds its tensors."""
-    import torch
+    from accelerate.utils.memory import clear_device_cache
 
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    clear_device_cache(garbage_collection=True)
 
 
 def set_threads() -> int:

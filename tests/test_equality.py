@@ -10,7 +10,7 @@ import pytest
 
 from alpacare_sft.data.equality import copy_key, question_key
 from alpacare_sft.errors import ModelError, RecipeError
-from alpacare_sft.evaluation.selection import Selection
+from alpacare_sft.evaluation.held_out import Selection
 from alpacare_sft.model.adapter import other_base
 from alpacare_sft.recipe.names import is_same_name
 

@@ -21,10 +21,9 @@ from alpacare_sft.evaluation.answering import EvaluationRequests, ModelResponses
 from alpacare_sft.evaluation.ask import ask
 from alpacare_sft.evaluation.compared_models import LOST_AT_MOST as LOST_LIMIT
 from alpacare_sft.evaluation.compared_models import ComparedModels
-from alpacare_sft.evaluation.evaluate import evaluate
+from alpacare_sft.evaluation.evaluate import evaluate, list_predictions
 from alpacare_sft.evaluation.generation import CUT, Answer, configure_generation, generate_answers, read_answer
 from alpacare_sft.evaluation.held_out import HeldOutRows, encode_rows, read_test_split
-from alpacare_sft.evaluation.results import list_predictions
 from alpacare_sft.evaluation.terminal import show_evaluation
 from alpacare_sft.model.adapter import answer_logits, merge_adapter
 from alpacare_sft.model.base import load_base_model

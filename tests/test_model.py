@@ -12,12 +12,13 @@ import torch
 
 from alpacare_sft.data.prepare import prepare_data
 from alpacare_sft.errors import ModelError
+from alpacare_sft.model.adapter import check_adapter
 from alpacare_sft.model.base import load_base_model, load_tokenizer, set_pad_token
 from alpacare_sft.recipe.loading import Recipe
 from alpacare_sft.recipe.sections import ModelSection
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.runtime import Precision
-from alpacare_sft.training.config import build_sft_config, build_trainer
+from alpacare_sft.training.config import build_lora_config, build_sft_config, build_trainer
 
 Make = Callable[..., Recipe]
 
@@ -84,3 +85,17 @@ def test_qlora_builds_and_takes_a_step_on_a_cpu(make_recipe: Make, tokenizer: An
     before = {name: p.detach().clone() for name, p in trainable.items()}
     trainer.train()
     assert any(not torch.equal(p, before[name]) for name, p in trainable.items())
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_parameters_of_a_quantized_base_are_counted_as_before_it_was_quantized(make_recipe: Make) -> None:
+    """Four-bit weights are packed by twos, so that their tensors have half as many elements."""
+    from peft import get_peft_model
+
+    counts = []
+    for words in ([], ["--model.quantization", "nf4"]):
+        recipe = make_recipe(*words)
+        counts.append(
+            check_adapter(get_peft_model(load_base_model(recipe.model, "float32"), build_lora_config(recipe)))
+        )
+    assert counts[0] == counts[1]

@@ -15,7 +15,7 @@ from alpacare_sft.cli import main
 from alpacare_sft.errors import RecipeError
 from alpacare_sft.model.base import load_config
 from alpacare_sft.model.cost import trace_layers
-from alpacare_sft.reporting.plan_table import show_plan
+from alpacare_sft.reporting.terminal import show_plan
 from alpacare_sft.training import train as training
 from alpacare_sft.training.config import build_lora_config
 from alpacare_sft.training.plan import Plan, Target, find_target, plan_run

@@ -12,8 +12,9 @@ import pytest
 
 from alpacare_sft.recipe.document import dump_yaml, parse_yaml, read_document
 from alpacare_sft.recipe.loading import Recipe, load_recipe
-from alpacare_sft.recipe.reference import recipe_reference, recipe_schema, recipe_schema_text, upstream_stub
+from alpacare_sft.recipe.reference import recipe_schema, recipe_schema_text
 from alpacare_sft.recipe.resolved import recipe_differences, recipe_document, recipe_sha256, recipe_yaml
+from tests.recipe_reference import recipe_reference, upstream_stub
 
 Make = Callable[..., Recipe]
 ROOT = Path(__file__).parent.parent

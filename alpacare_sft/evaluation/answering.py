@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +14,7 @@ import torch
 
 from alpacare_sft.errors import RunError
 from alpacare_sft.evaluation.generation import Answer, generate_answers
+from alpacare_sft.run.directory import json_sha256
 from alpacare_sft.run.json_lines import ResponseCache
 from alpacare_sft.runtime import say
 
@@ -54,7 +53,7 @@ class EvaluationRequests:
     def fingerprint(self, *context: Any) -> str:
         """Hash of the rows' token ids and of what else decides the answers; the general rows never change."""
         ids = [[list(row["input_ids"]), row["prompt_tokens"]] for row in self.rows]
-        return hashlib.sha256(json.dumps([ids, *context], sort_keys=True, default=str).encode()).hexdigest()
+        return json_sha256([ids, *context], default=str)
 
 
 @dataclass
@@ -91,7 +90,7 @@ class ModelResponses:
             model: hash of all that decides a loss.
             generate: what decides an answer besides.
         """
-        answer = hashlib.sha256(json.dumps([model, generate], sort_keys=True).encode()).hexdigest()
+        answer = json_sha256([model, generate])
         responses = cls(path, fingerprints=dict.fromkeys(("loss", "general", "merge"), model) | {"answer": answer})
         responses._cache = ResponseCache(path)
         for key, entry in responses._cache.entries.items():

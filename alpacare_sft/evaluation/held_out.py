@@ -1,4 +1,4 @@
-"""Which rows are asked: the run's test split, or another file's; and how near they stand to the training rows."""
+"""Which rows are scored: the run's test split or another file's, or some of them; how near the training rows are."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from alpacare_sft.data.equality import question_key
 from alpacare_sft.data.hub import commit_of
 from alpacare_sft.data.load import load_rows
 from alpacare_sft.data.near_duplicates import find_near_duplicates
-from alpacare_sft.errors import DataError, RunError
+from alpacare_sft.errors import DataError, RecipeError, RunError
 from alpacare_sft.model.prompt import PromptEncoder
-from alpacare_sft.recipe.names import EMBEDDED_FILES
+from alpacare_sft.recipe.names import EMBEDDED_FILES, local_path
 from alpacare_sft.recipe.sections import ROW_COLUMNS
-from alpacare_sft.run.directory import file_sha256
+from alpacare_sft.run.directory import file_sha256, last_name, text_sha256
 from alpacare_sft.run.json_lines import read_json_lines
 from alpacare_sft.runtime import say
 
@@ -158,3 +158,72 @@ def _question(row: Mapping[str, Any]) -> tuple[str, str]:
 
 def _nearest(found: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
     return {one["test"]: {"id": one["train"], "split": "train", "similarity": one["similarity"]} for one in found}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The whole test split and the run's own adapter, unless something else is asked for.
+
+    Attributes:
+        limit: the first rows only.
+        rows: a file or Hub data set in the place of the test split.
+        adapter: a directory or Hub repository in the place of the run's adapter.
+        same_base: the base that `adapter` names is the run's, whatever it is called there.
+
+    Raises:
+        RecipeError: if `limit` is not at least 1, or `same_base` is given without `adapter`.
+    """
+
+    limit: int | None
+    rows: str | None
+    adapter: str | None
+    same_base: bool = False
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise RecipeError(f"--limit must be at least 1, got {self.limit}.")
+        if self.same_base and self.adapter is None:
+            raise RecipeError(
+                "--same-base is about the base that another adapter names. Add --adapter, or leave it out."
+            )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the evaluation that the model card may tell."""
+        return self.limit is None and self.rows is None and self.adapter is None
+
+    def folder(self, run: RunDirectory) -> Path:
+        """Scores of the whole test split with the run's own adapter stand in `eval/`, and nothing else does."""
+        parts = [f"rows-{_short_name(self.rows)}"] if self.rows else []
+        parts += [f"adapter-{_short_name(self.adapter)}"] if self.adapter else []
+        parts += [f"first-{self.limit}"] if self.limit else []
+        return run.path / "eval" / "-".join(parts) if parts else run.path / "eval"
+
+    def describe(self, unseen: str, commit: str | None) -> dict[str, Any]:
+        """Its part of `scores.json`.
+
+        Args:
+            unseen: what is known of whether the run was trained on these questions.
+            commit: of `rows`, if they are a data set on the Hub.
+        """
+        if self.adapter:
+            unseen += " What the other adapter was trained on is not known here: it may have been trained on them."
+        return {
+            "limit": self.limit,
+            "complete": self.is_whole,
+            "unseen": unseen,
+            "rows_file": {**_file(self.rows), "commit": commit} if self.rows else None,
+        }
+
+
+def _file(rows: str) -> dict[str, Any]:
+    """Name and hash of a file; several files, or a data set on the Hub, have no hash here."""
+    path = local_path(rows)
+    return {"name": last_name(rows) if path else rows, "sha256": file_sha256(path) if path and path.is_file() else None}
+
+
+def _short_name(place: str) -> str:
+    """The last part of a path, and of the whole enough to tell it from another of that name."""
+    path = local_path(place)
+    whole = str(path.resolve()) if path else place
+    return f"{Path(place).stem}-{text_sha256(whole)[:6]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import evaluate
@@ -71,10 +71,11 @@ class _UnicodeWords:
 
 def rouge_tokenizer(references: Sequence[str]) -> str:
     """What cuts the texts of all rows into words: `UNICODE` where the default loses too much of the references."""
-    return UNICODE if _lost_share(references) > LOST_AT_MOST else DEFAULT
+    return UNICODE if _lost_share(tuple(references)) > LOST_AT_MOST else DEFAULT
 
 
-def _lost_share(texts: Sequence[str]) -> float:
+@lru_cache(maxsize=1)  # every score of an evaluation asks about the same references
+def _lost_share(texts: tuple[str, ...]) -> float:
     """Share of the letters, marks and digits that the default tokenizer of `rouge_score` drops."""
     letters = sum(unicodedata.category(character)[0] in "LMN" for text in texts for character in text)
     retained = sum(len(re.findall("[a-z0-9]", text.lower())) for text in texts)
@@ -92,7 +93,7 @@ def describe_rouge(references: Sequence[str], answers: Mapping[str, Sequence[str
         `tokenizer`, the `lost_share` of the references' letters that decided it, `partly_seen` rows with a letter or
         sign that it drops (5 µg and 5 g are one to the default), and `note`, the same in words, or None.
     """
-    tokenizer, lost = rouge_tokenizer(references), _lost_share(references)
+    tokenizer, lost = rouge_tokenizer(references), _lost_share(tuple(references))
     rows = zip(references, *answers.values(), strict=True) if tokenizer == DEFAULT else ()
     partly_seen = sum(not all(map(_is_whole, texts)) for texts in rows)
     note = None

@@ -141,9 +141,7 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterato
 def show_comparison(comparison: Mapping[str, Any]) -> None:
     """Print what `rerun` found."""
     console = Console()
-    table = Table(box=None, pad_edge=False)
-    for title in ("compared", "same", "difference"):
-        table.add_column(title)
+    table = Table("compared", "same", "difference", box=None, pad_edge=False)
     for one in comparison["results"]:
         table.add_row(escape(one["name"]), "yes" if one["same"] else "no", escape(one["difference"] or ""))
     console.print(table)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from alpacare_sft.evaluation.generation import CUT
 from alpacare_sft.evaluation.intervals import format_interval
@@ -55,10 +55,10 @@ def show_evaluation(result: Evaluation, every_score: bool = False) -> None:
 def _side_by_side(line: Mapping[str, Any]) -> Table:
     prompt = line["prompt"]
     question = "\n".join(text for text in (prompt.get("system"), prompt["instruction"], prompt["input"]) if text)
-    table = Table(title=f"row {line['id']}: {escape(question)}", title_justify="left", show_lines=True, expand=True)
     answered = [who for who in SIDES if who in line]
-    for name in ("reference", *answered):
-        table.add_column(name, ratio=1, overflow="fold")
+    headers = (Column(name, ratio=1, overflow="fold") for name in ("reference", *answered))
+    title = f"row {line['id']}: {escape(question)}"
+    table = Table(*headers, title=title, title_justify="left", show_lines=True, expand=True)
     shown = [line[who] + ENDS.get(line[f"{who}_end"], "") for who in answered]
     table.add_row(*(escape(text) for text in (line["reference"], *shown)))
     return table
@@ -70,14 +70,11 @@ def _score_table(scores: Mapping[str, Any]) -> Table:
     sides = [name for name in (*SIDES, "difference") if name in next(iter(metrics.values()))]
     confidence = next(iter(metrics.values()))["adapter"]["confidence"]
     title = f"{scores['n']:,} {escape(scores['source'])}, {100 * confidence:g}% intervals; difference = adapter - base"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
-    table.pad_edge, table.padding = False, 0  # the box itself sets columns one apart
-    table.add_column("score", no_wrap=True)
-    for name in sides:
-        table.add_column(name, justify="right", no_wrap=True)
+    headers = [Column("score", no_wrap=True), *(Column(name, justify="right", no_wrap=True) for name in sides)]
     if "difference" in sides:
-        table.add_column("p", justify="right")
-        table.add_column("verdict")
+        headers += [Column("p", justify="right"), Column("verdict")]
+    table = Table(*headers, title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    table.pad_edge, table.padding = False, 0  # the box itself sets columns one apart
     for name, part in metrics.items():
         rows = "" if part["n"] == scores["n"] else f"\n{part['n']:,} rows"
         cells = [_with_bounds(part[side], "+" if side == "difference" else "") for side in sides]

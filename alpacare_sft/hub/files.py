@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,16 @@ from alpacare_sft.recipe.resolved import recipe_document
 from alpacare_sft.reporting.card import format_card
 from alpacare_sft.reporting.evidence import Evidence, pinned_recipe
 from alpacare_sft.reporting.licenses import base_license
-from alpacare_sft.run.directory import CONFIG, WEIGHTS, RunDirectory, has_effect, last_name, read_object
+from alpacare_sft.run.directory import (
+    CONFIG,
+    WEIGHTS,
+    RunDirectory,
+    format_json,
+    has_effect,
+    is_lora_weight,
+    last_name,
+    read_object,
+)
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe.loading import Recipe
@@ -151,7 +159,7 @@ def check_weights(path: Path) -> None:
             f"{path} cannot be read: {error}. Train it again: alpacare-sft train RECIPE --overwrite."
         ) from error
     for name, value in weights.items():
-        if "lora_" not in name and not name.endswith(".bias"):
+        if not is_lora_weight(name):
             raise RunError(f"{path} holds {name}, which is not a LoRA weight. Publish an adapter of LoRA weights only.")
         if not bool(torch.isfinite(value).all()):
             raise RunError(f"{path}: {name} holds values that are not finite. Train again with a lower learning rate.")
@@ -221,4 +229,4 @@ def _check_places(publication: Publication, run: RunDirectory) -> None:
 
 
 def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    return format_json(value).encode()

@@ -12,9 +12,18 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft.errors import ModelError, RunError, first_line
 from alpacare_sft.model.base import loading_errors_explained
 from alpacare_sft.recipe.names import is_path, is_same_name, local_path
-from alpacare_sft.run.directory import CONFIG, WEIGHTS, RunDirectory, has_effect, new_directory, read_object
+from alpacare_sft.run.directory import (
+    CONFIG,
+    WEIGHTS,
+    RunDirectory,
+    has_effect,
+    is_lora_weight,
+    new_directory,
+    read_object,
+)
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
@@ -24,27 +33,25 @@ if TYPE_CHECKING:
 CHECKED_ROWS, CHECKED_TOKENS = 4, 64
 
 
-def check_adapter(model: nn.Module) -> dict[str, int]:
+def check_adapter(model: PeftModel) -> dict[str, int]:
     """Make sure that the LoRA weights alone are trained, and in float32.
 
     Returns:
-        Counts of `trainable` and `total` parameters.
+        Counts of `trainable` and `total` parameters, those of a quantized base as many as it had before.
 
     Raises:
         ModelError: if something else would be trained, or nothing.
     """
     import torch
 
-    trainable = total = 0
     for name, parameter in model.named_parameters():
-        total += parameter.numel()
         if not parameter.requires_grad:
             continue
-        if "lora_" not in name and not name.endswith(".bias"):
+        if not is_lora_weight(name):
             raise ModelError(f"{name} would be trained, only LoRA weights may be. Check lora.modules_to_save.")
         if parameter.dtype != torch.float32:
             raise ModelError(f"{name} is {parameter.dtype}, adapter weights must be float32.")
-        trainable += parameter.numel()
+    trainable, total = model.get_nb_trainable_parameters()
     if not trainable:
         raise ModelError("no LoRA weight would be trained. Check lora.target_modules.")
     return {"trainable": trainable, "total": total}

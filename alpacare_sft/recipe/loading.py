@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from alpacare_sft.errors import Fault, RecipeError
 from alpacare_sft.recipe import rules, sections
 from alpacare_sft.recipe.document import apply_overrides, parse_overrides, read_document
-from alpacare_sft.recipe.keys import known_keys, leaves, section_types
-from alpacare_sft.recipe.validation import RESUME, validate
-from alpacare_sft.recipe.values import plain_value
+from alpacare_sft.recipe.keys import dotted, known_keys, plain_value, section_types
+from alpacare_sft.recipe.validation import validate
 from alpacare_sft.runtime import prepared_process
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class Recipe:
     safety: sections.SafetySection
     hub: sections.HubSection
     output_dir: Path
-    resume: RESUME
+    resume: Literal["auto", "never"]
     notes: list[str] = field(default_factory=list, compare=False)
     """What loading decided beside the recipe's words, for a person to read."""
     document: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -98,7 +97,7 @@ def recipe_from_document(document: dict[str, Any], source: str = "", faults: Seq
     Raises:
         RecipeError: with all faults.
     """
-    given = {key: {} if value is None and key in known_keys() else value for key, value in document.items()}
+    given = {key: {} if value is None and key in section_types() else value for key, value in document.items()}
     document = _without_removed_keys(given)
     values, invalid = validate(document)
     reported = [*faults, *(fault for fault in invalid if fault.key not in {one.key for one in faults})]
@@ -122,7 +121,7 @@ def _without_removed_keys(document: dict[str, Any]) -> dict[str, Any]:
         (section, key)
         for section in ("train", "lora")
         for key in (document[section] if isinstance(document.get(section), Mapping) else ())
-        if key not in known_keys()[section] and rules.refused_key(section, str(key)) is None
+        if f"{section}.{key}" not in known_keys() and rules.refused_key(section, str(key)) is None
     ]
     if not unknown or not isinstance(document.get("output_dir"), str):
         return document
@@ -153,7 +152,8 @@ def _faults_across_keys(values: Mapping[str, Any]) -> Iterator[Fault]:
 def _faults_of_the_rest(document: Mapping[str, Any], wrong: Collection[str]) -> Iterator[Fault]:
     """Faults across keys of a recipe with wrong keys: those of the document without them."""
     rest: dict[str, Any] = {"model": {"model_name_or_path": "x"}, "data": {"path": "x"}, "output_dir": "x"}
-    apply_overrides(rest, [(dotted, value) for dotted, value in leaves(document) if dotted not in wrong])
+    right = known_keys().keys() - set(wrong)
+    apply_overrides(rest, [(key, value) for key, value in dotted(document).items() if key in right])
     values, _ = validate(rest)
     if values is not None:
         yield from _faults_across_keys(values)

@@ -1,30 +1,44 @@
-"""JSON Schema and `recipes/README.md`, both made from the dataclasses and their docstrings."""
+"""What the keys of a recipe mean, for a person: JSON Schema, help and completion in a shell; all from their docstrings.
+
+jsonargparse shows and completes the keys; what one can hold is decided by `validation` alone.
+"""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import difflib
 import inspect
 import json
 import re
-import sys
-from collections.abc import Iterator
-from importlib.metadata import version
-from typing import Any, get_type_hints
+from functools import cache
+from typing import Any
 
+from alpacare_sft.errors import RecipeError
 from alpacare_sft.recipe import rules, sections
-from alpacare_sft.recipe.keys import SECTIONS, default_of, is_required, nested_section, section_types
-from alpacare_sft.recipe.upstream import flatten
-from alpacare_sft.recipe.validation import RESUME, recipe_model
-from alpacare_sft.recipe.values import describe_type
+from alpacare_sft.recipe.keys import (
+    SECTIONS,
+    TOP_KEYS,
+    describe_type,
+    known_keys,
+    nested_section,
+    plain_value,
+    section_types,
+)
+from alpacare_sft.recipe.upstream import upstream_fields
+from alpacare_sft.recipe.validation import recipe_model
 
-TRL_PAGE = "https://huggingface.co/docs/trl/sft_trainer#trl.SFTConfig"
-PEFT_PAGE = "https://huggingface.co/docs/peft/package_reference/lora#peft.LoraConfig"
-TOP_KEYS = {
-    "output_dir": "Directory of the run; everything that the run writes is in it. Required.",
-    "resume": "`auto` goes on where an unfinished run of this recipe stopped; `never` refuses to.",
+# Our sections by their dotted names, those within sections after the others.
+OWN_SECTIONS: dict[str, type] = {
+    **SECTIONS,
+    "data.path": sections.HubDataset,
+    "data.clean": sections.CleanSection,
+    "data.splits": sections.SplitsSection,
+    "evaluate.judge": sections.JudgeSection,
 }
 
 
+@cache
 def field_docs(section: type) -> dict[str, str]:
     """Key → the docstring under its field, as one paragraph."""
     source = inspect.getsource(section)
@@ -36,7 +50,7 @@ def recipe_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of a recipe: our keys with their bounds, TRL's and PEFT's as they are."""
     schema = recipe_model().model_json_schema()
     definitions = schema["$defs"]
-    for _, section in _nested_sections():
+    for section in OWN_SECTIONS.values():
         part = definitions[section.__name__]
         part |= {"description": inspect.getdoc(section), "additionalProperties": False}
         for key, text in field_docs(section).items():
@@ -45,7 +59,7 @@ def recipe_schema() -> dict[str, Any]:
         part = definitions[section_types()[name].__name__]
         part["properties"] = {key: value for key, value in part["properties"].items() if key not in refused}
         part["additionalProperties"] = False
-    for key, text in TOP_KEYS.items():
+    for key, text in field_docs(sections.TopKeys).items():
         schema["properties"][key]["description"] = text
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "A recipe of alpacare_sft"}
 
@@ -55,86 +69,62 @@ def recipe_schema_text() -> str:
     return json.dumps(recipe_schema(), indent=1, default=str) + "\n"
 
 
-def upstream_stub() -> str:
-    """The text of `upstream_sections.pyi`: the types of `recipe.train` and `recipe.lora` for mypy and editors."""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("trl", "transformers", "peft"))
-    lines = [f"# Made by `make alpacare_sft/recipe/upstream_sections.pyi` from {versions}."]
-    lines += ["from dataclasses import dataclass", "from typing import Any, Literal"]
-    for section in ("train", "lora"):
-        kind = section_types()[section]
-        lines += ["", "@dataclass(kw_only=True)", f"class {kind.__name__}:"]
-        for item in dataclasses.fields(kind):
-            parts = [part.__name__ if isinstance(part, type) else str(part) for part in flatten(item.type)]
-            lines.append(f"    {item.name}: {' | '.join(parts)}".replace("typing.", "").replace("NoneType", "None"))
-            lines[-1] = re.sub(r"\bdict\b(?!\[)", "dict[str, Any]", lines[-1])
-    return "\n".join(lines) + "\n"
+def add_keys(parser: Any, beginning: str = "") -> int:
+    """Add an option for each key whose dotted name begins so; how many.
+
+    Args:
+        parser: a `jsonargparse.ArgumentParser`.
+        beginning: `lora`, `data.clean`, `train.lr`; all keys if empty.
+    """
+    names = [name for name in _key_names() if name.startswith(beginning)]
+    for name in names:
+        kind = known_keys()[name].annotation
+        shown = f"{_meaning(name)} ({describe_type(kind)}{_default(name)})".replace("%", "%%").strip()
+        option = parser.add_argument(f"--{name}", type=kind, help=shown, default=argparse.SUPPRESS, metavar="VALUE")
+        option.option_strings = [f"--{name}"]  # jsonargparse adds one with `+` for lists
+    return len(names)
 
 
-def _nested_sections() -> Iterator[tuple[str, type]]:
-    yield from SECTIONS.items()
-    yield "data.path", sections.HubDataset
-    yield "data.clean", sections.CleanSection
-    yield "data.splits", sections.SplitsSection
-    yield "evaluate.judge", sections.JudgeSection
+def _key_names() -> list[str]:
+    """Dotted names of the keys that hold a value, and no section."""
+    return [
+        name
+        for name, key in known_keys().items()
+        if not nested_section(key.annotation) and not rules.refused_key(*name.partition(".")[::2])
+    ]
 
 
-def recipe_reference() -> str:
-    """The text of `recipes/README.md`."""
-    lines = [_HEAD]
-    for name, section in _nested_sections():
-        lines += [f"## {name}", "", inspect.getdoc(section) or "", ""]
-        lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
-        docs, hints = field_docs(section), get_type_hints(section, include_extras=True)
-        for item in dataclasses.fields(section):
-            if nested_section(hints[item.name]) is None:
-                kind = describe_type(hints[item.name]).replace("|", "\\|")
-                lines.append(f"| `{item.name}` | {kind} | {_default(item)} | {docs[item.name]} |")
-        lines.append("")
-    lines += ["## At the top", "", "| key | type | default | meaning |", "|---|---|---|---|"]
-    lines.append(f"| `output_dir` | text | required | {TOP_KEYS['output_dir']} |")
-    lines.append(f"| `resume` | {describe_type(RESUME)} | `auto` | {TOP_KEYS['resume']} |")
-    lines += ["", *_upstream_reference()]
-    return "\n".join(lines) + "\n"
+def _meaning(name: str) -> str:
+    section, _, key = name.partition(".")
+    if section in ("train", "lora"):
+        return upstream_fields(section)[key].help
+    return field_docs(known_keys()[name].section)[name.rpartition(".")[2]]
 
 
-_HEAD = """\
-# Recipes
-
-A recipe is one YAML file. `t4.yaml` is the reference, `t4-qlora.yaml` the same on a 4-bit base,
-`demo.yaml` the same shape at a size that a laptop trains in minutes.
-
-Every key has an override on the command line: `--data.splits.train 40`. All faults are reported at
-once, before anything is loaded. A section left out has its defaults. Editors with YAML support
-complete and check a recipe by the line at its top, once `make recipes/schema.json` has written the
-schema (it depends on the versions of TRL and PEFT that you have).
-
-<!-- Made by `make recipes/README.md` from alpacare_sft/recipe; edit the docstrings there. -->
-"""
+def _default(name: str) -> str:
+    """The default of a key in words; the docstrings of those at the top have it."""
+    default = known_keys()[name].default
+    if name in TOP_KEYS:
+        return ""
+    if default is dataclasses.MISSING:
+        return "; required"
+    return f"; default: {json.dumps(plain_value(default), ensure_ascii=False)}"
 
 
-def _upstream_reference() -> Iterator[str]:
-    yield from ["## train", "", f"Every argument of [`trl.SFTConfig`]({TRL_PAGE}), under its own name, but for:", ""]
-    yield from ["| key | instead |", "|---|---|"]
-    yield from (f"| `{key}` | {reason} |" for key, reason in rules.REFUSED["train"].items())
-    yield "| `gradient_checkpointing` | Renamed upstream: `activation_checkpointing` |"
-    yield from ["", "Precision (`fp16`, `bf16`) left out means: by hardware. CUDA devices of compute capability"]
-    yield from ["below 8.0 (T4, P100) get fp16, from 8.0 on bf16, a CPU float32.", ""]
-    yield from ["## lora", "", f"Every argument of [`peft.LoraConfig`]({PEFT_PAGE}), under its own name, but for:", ""]
-    yield from ["| key | instead |", "|---|---|"]
-    yield from (f"| `{key}` | {reason} |" for key, reason in rules.REFUSED["lora"].items())
-    yield "| `modules_to_save` | Must be empty: the adapter holds LoRA weights alone |"
+def help_of_keys(beginning: str) -> str:
+    """The keys whose dotted names begin so, as `--help` shows them.
 
+    Raises:
+        RecipeError: if there is none.
+    """
+    from jsonargparse import ArgumentParser
 
-def _default(item: dataclasses.Field[Any]) -> str:
-    if is_required(item):
-        return "required"
-    value = default_of(item)
-    if value is None:
-        return "`null`"
-    text = str(value).lower() if isinstance(value, bool) else json.dumps(value, ensure_ascii=False)
-    return "see [sections.py](../alpacare_sft/recipe/sections.py)" if len(text) > 120 else f"`{text}`"
-
-
-if __name__ == "__main__":
-    made = {"reference": recipe_reference, "stub": upstream_stub}
-    print(made[sys.argv[1]](), end="")
+    parser = ArgumentParser(
+        prog=f"--{beginning}", usage=argparse.SUPPRESS, add_help=False, formatter_class=argparse.HelpFormatter
+    )
+    group = parser.add_argument_group(beginning)
+    if not add_keys(group, beginning.removeprefix("--")):
+        close = difflib.get_close_matches(beginning, [*section_types(), *_key_names()], n=1)
+        hint = f"Did you mean {close[0]}?" if close else f"Sections: {', '.join(section_types())}."
+        raise RecipeError(f"--help must be followed by a section or a key of a recipe, got {beginning!r}. {hint}")
+    return parser.format_help()

@@ -12,10 +12,9 @@ from typing import Any
 from alpacare_sft.errors import RecipeError
 from alpacare_sft.recipe import rules
 from alpacare_sft.recipe.document import dump_yaml
-from alpacare_sft.recipe.keys import SECTIONS, is_known_key, known_keys, nested_keys, section_types
+from alpacare_sft.recipe.keys import SECTIONS, TOP_KEYS, dotted, known_keys, plain_value, section_types
 from alpacare_sft.recipe.loading import Recipe
 from alpacare_sft.recipe.names import is_same_name
-from alpacare_sft.recipe.values import plain_value
 
 # The sections that have a say in the trained weights, in the order of a recipe.
 ADAPTER_SECTIONS = ("model", "data", "prompt", "lora", "train", "early_stopping")
@@ -61,8 +60,8 @@ def recipe_document(recipe: Recipe) -> dict[str, Any]:
         unlike_default = given_values(recipe, name)
         named = {*unlike_default, *(given.get(name) or ())}
         document[name] = {key: value for key, value in document[name].items() if key in named}
-    document |= {"output_dir": str(recipe.output_dir), "resume": recipe.resume}
-    order = (*ADAPTER_SECTIONS, *SECTIONS, "output_dir", "resume")
+    document |= {key: given[key] for key in TOP_KEYS}
+    order = (*ADAPTER_SECTIONS, *SECTIONS, *TOP_KEYS)
     return {key: document[key] for key in dict.fromkeys(order)}
 
 
@@ -107,25 +106,19 @@ def recipe_sha256(recipe: Recipe) -> str:
 
 def dotted_values(document: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key → value of the sections that have a say in the adapter, into the sections within them."""
-    leaves: dict[str, Any] = {}
-    for section in ADAPTER_SECTIONS:
-        for key, value in (document.get(section) or {}).items():
-            if isinstance(value, Mapping) and nested_keys(known_keys()[section].get(key)):
-                leaves |= {f"{section}.{key}.{name}": plain_value(inner) for name, inner in value.items()}
-            else:
-                leaves[f"{section}.{key}"] = plain_value(value)
-    return leaves
+    values = dotted({name: document.get(name) for name in ADAPTER_SECTIONS})
+    return {key: plain_value(value) for key, value in values.items()}
 
 
 def given_keys(*recipes: Recipe) -> set[str]:
     """Dotted keys that any of the recipes names."""
-    return {dotted for recipe in recipes for dotted in dotted_values(given_document(recipe))}
+    return {key for recipe in recipes for key in dotted_values(given_document(recipe))}
 
 
 def recipe_differences(before: Recipe, after: Recipe) -> list[str]:
     """`train.learning_rate: 0.0002 → 0.0001`, one line for each key that alters the adapter and either names."""
     old, new = dotted_values(before.values()), dotted_values(after.values())
-    named = {dotted for dotted in given_keys(before, after) - SHOWN_ONLY - BATCH_KEYS if is_known_key(dotted)}
+    named = (given_keys(before, after) - SHOWN_ONLY - BATCH_KEYS) & known_keys().keys()
     return [
         f"{key}: {old.get(key)} → {new.get(key)}"
         for key in sorted(named)
@@ -146,6 +139,7 @@ def refuse_removed_keys(recipe: Recipe) -> None:
     Raises:
         RecipeError: with each such key.
     """
-    removed = [dotted.split(".") for dotted in sorted(given_keys(recipe)) if not is_known_key(dotted)]
+    removed = [key.split(".") for key in sorted(given_keys(recipe) - known_keys().keys())]
     if removed:
-        raise RecipeError([rules.unknown_key(section, key, list(known_keys()[section])) for section, key in removed])
+        known = {name: [item.name for item in dataclasses.fields(kind)] for name, kind in section_types().items()}
+        raise RecipeError([rules.unknown_key(section, key, known[section]) for section, key in removed])

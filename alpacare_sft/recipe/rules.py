@@ -70,10 +70,10 @@ REFUSED = {
         "chat_template_path": "Use prompt.format: chat for the model's own template",
         "dataset_text_field": "Use data.columns",
         "dataloader_drop_last": "Every row is used and scored; leave it out",
-        "deepspeed": "Each process holds the whole model, so that one can save the adapter; leave it out",
-        "fsdp": "Each process holds the whole model, so that one can save the adapter; leave it out",
-        "fsdp_config": "Each process holds the whole model, so that one can save the adapter; leave it out",
-        "parallelism_config": "Each process holds the whole model, so that one can save the adapter; leave it out",
+        **dict.fromkeys(
+            ("deepspeed", "fsdp", "fsdp_config", "parallelism_config"),
+            "Each process holds the whole model, so that one can save the adapter; leave it out",
+        ),
         "dataset_kwargs": "Rows are tokenized before TRL sees them; leave it out",
         "eos_token": "The end token is that of the tokenizer; leave it out",
         "pad_token": "The padding token is one that the vocabulary already has; leave it out",
@@ -108,26 +108,28 @@ REFUSED = {
 }
 
 # (key, smallest value, whether that value itself is allowed)
-TRAIN_BOUNDS = (
-    ("learning_rate", 0, False),
-    ("num_train_epochs", 0, False),
-    ("per_device_train_batch_size", 1, True),
-    ("per_device_eval_batch_size", 1, True),
-    ("gradient_accumulation_steps", 1, True),
-    ("max_length", 8, True),
-    ("seed", 0, True),
-    ("data_seed", 0, True),
-    ("weight_decay", 0, True),
-    ("max_grad_norm", 0, True),
-    ("warmup_steps", 0, True),
-    ("logging_steps", 0, False),
-    ("save_steps", 0, False),
-    ("eval_steps", 0, False),
-    ("save_total_limit", 1, True),
-    ("dataset_num_proc", 1, True),
-    ("dataloader_num_workers", 0, True),
-    ("adam_epsilon", 0, False),
-    ("eval_accumulation_steps", 1, True),
+BOUNDS = (
+    ("train.learning_rate", 0, False),
+    ("train.num_train_epochs", 0, False),
+    ("train.per_device_train_batch_size", 1, True),
+    ("train.per_device_eval_batch_size", 1, True),
+    ("train.gradient_accumulation_steps", 1, True),
+    ("train.max_length", 8, True),
+    ("train.seed", 0, True),
+    ("train.data_seed", 0, True),
+    ("train.weight_decay", 0, True),
+    ("train.max_grad_norm", 0, True),
+    ("train.warmup_steps", 0, True),
+    ("train.logging_steps", 0, False),
+    ("train.save_steps", 0, False),
+    ("train.eval_steps", 0, False),
+    ("train.save_total_limit", 1, True),
+    ("train.dataset_num_proc", 1, True),
+    ("train.dataloader_num_workers", 0, True),
+    ("train.adam_epsilon", 0, False),
+    ("train.eval_accumulation_steps", 1, True),
+    ("lora.r", 1, True),
+    ("lora.lora_alpha", 0, False),
 )
 
 _LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
@@ -159,14 +161,15 @@ def refused_key(section: str, key: str) -> Fault | None:
 
 def bound_faults(train: Mapping[str, Any], lora: Mapping[str, Any]) -> Iterator[Fault]:
     """Numbers of `train` and `lora` that upstream would take and that cannot work."""
-    for key, low, included in TRAIN_BOUNDS:
-        value = train.get(key)  # a version of TRL may lack any of them
+    for key, low, included in BOUNDS:
+        section, _, name = key.partition(".")
+        value = {"train": train, "lora": lora}[section].get(name)  # a version of TRL may lack any of them
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if not math.isfinite(value):
-            yield Fault(f"train.{key}", f"must be a finite number, got {value:g}.")
+            yield Fault(key, f"must be a finite number, got {value:g}.")
         elif value < low or (value == low and not included):
-            yield Fault(f"train.{key}", f"must be {'at least' if included else 'more than'} {low}, got {value:g}.")
+            yield Fault(key, f"must be {'at least' if included else 'more than'} {low}, got {value:g}.")
     for key, choices in TRAIN_CHOICES.items():
         if train.get(key, choices[0]) not in choices:
             yield Fault(f"train.{key}", f"must be one of {', '.join(choices)}, got {train[key]}.")
@@ -182,10 +185,6 @@ def bound_faults(train: Mapping[str, Any], lora: Mapping[str, Any]) -> Iterator[
             "must be a whole number of steps or a share below 1, got 1.0, which is one step "
             "and not the whole run. Write 1 or 0.99.",
         )
-    if not isinstance(lora["r"], int) or lora["r"] < 1:
-        yield Fault("lora.r", f"must be at least 1, got {lora['r']}.")
-    if lora["lora_alpha"] is not None and lora["lora_alpha"] <= 0:
-        yield Fault("lora.lora_alpha", f"must be more than 0, got {lora['lora_alpha']}.")
     if str(lora.get("init_lora_weights")).startswith("pissa_niter"):
         yield Fault(
             "lora.init_lora_weights",

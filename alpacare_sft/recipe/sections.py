@@ -323,3 +323,14 @@ class HubSection:
 
     include_rows: bool = False
     """Publish the text of rows as well: the two pages `report.html` and the answers to test rows."""
+
+
+@dataclass(kw_only=True)
+class TopKeys:
+    """What stands at the top of a recipe, beside its sections."""
+
+    output_dir: str
+    """Directory of the run; everything that the run writes is in it. Required."""
+
+    resume: Literal["auto", "never"] = "auto"
+    """`auto` goes on where an unfinished run of this recipe stopped; `never` refuses to."""

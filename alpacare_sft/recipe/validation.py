@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import MISSING
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from yaml import YAMLError
 
@@ -15,22 +15,19 @@ from alpacare_sft.errors import Fault
 from alpacare_sft.recipe import rules
 from alpacare_sft.recipe.document import apply_overrides, parse_yaml
 from alpacare_sft.recipe.keys import (
+    TOP_KEYS,
+    describe_type,
+    dotted,
     entry_section,
-    is_required,
-    key_type,
     known_keys,
-    leaves,
-    nested_keys,
     nested_section,
+    plain_types,
     section_types,
 )
-from alpacare_sft.recipe.values import describe_type, plain_types, quotes_remedy, show_value
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
-RESUME = Literal["auto", "never"]
-_TOP = {"output_dir": str, "resume": RESUME}
 _REMEDIES = {
     "model.model_name_or_path": " `embedded` needs no network.",
     "data.path": " `embedded` needs no network.",
@@ -45,11 +42,15 @@ def recipe_model() -> type[BaseModel]:
     from pydantic import ConfigDict, Field, create_model
 
     config = ConfigDict(extra="forbid", protected_namespaces=())
-    fields: dict[str, Any] = {}
-    for name, section in section_types().items():
-        required = any(is_required(item) for item in dataclasses.fields(section))
-        fields[name] = (section, ... if required else Field(default_factory=section))
-    return create_model("Recipe", __config__=config, **fields, output_dir=(str, ...), resume=(RESUME, "auto"))
+    required = {key.section for key in known_keys().values() if key.default is MISSING}
+    fields: dict[str, Any] = {
+        name: (section, ... if section in required else Field(default_factory=section))
+        for name, section in section_types().items()
+    }
+    for name, annotation in TOP_KEYS.items():
+        default = known_keys()[name].default
+        fields[name] = (annotation, ... if default is MISSING else default)
+    return create_model("Recipe", __config__=config, **fields)
 
 
 def validate(document: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[Fault]]:
@@ -80,7 +81,7 @@ def validate(document: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[F
     except ValidationError as error:
         reported = {fault.key for fault in refused}
         return None, [*refused, *(fault for fault in _faults(error, document) if fault.key not in reported)]
-    return (None if refused else {name: getattr(model, name) for name in (*section_types(), *_TOP)}), refused
+    return (None if refused else dict(model)), refused
 
 
 def _refused(section: str, values: Any) -> Iterator[Fault]:
@@ -91,10 +92,11 @@ def _refused(section: str, values: Any) -> Iterator[Fault]:
 
 def _numbers_in_quotes(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Keys that hold no text and are given `"2e-4"`, with what the text says."""
-    for dotted, value in leaves(document):
-        if isinstance(value, str) and plain_types(key_type(dotted)) <= {int, float, bool, type(None)}:
+    for name, value in dotted(document).items():
+        key = known_keys().get(name)
+        if key and isinstance(value, str) and plain_types(key.annotation) <= {int, float, bool, type(None)}:
             with suppress(YAMLError):
-                yield dotted, parse_yaml(value)[0]
+                yield name, parse_yaml(value)[0]
 
 
 def _as_json(value: Any, parents: Sequence[int] = ()) -> Any:
@@ -119,7 +121,7 @@ def _faults(error: ValidationError, document: Mapping[str, Any]) -> Iterator[Fau
 
 
 def _fault(place: Sequence[str | int], kind: str, document: Mapping[str, Any]) -> Fault:
-    known: Mapping[str, Any] = {**known_keys(), **_TOP}
+    known: Mapping[str, Any] = {**section_types(), **TOP_KEYS}
     path: list[str] = []
     value: Any = document
     annotation: Any = None
@@ -131,25 +133,38 @@ def _fault(place: Sequence[str | int], kind: str, document: Mapping[str, Any]) -
             continue  # a member of a union
         path.append(part)
         value, annotation = value.get(part) if isinstance(value, Mapping) else None, known[part]
-        known = annotation if isinstance(annotation, Mapping) else nested_keys(entry_section(annotation)) or {}
-    dotted = ".".join(path)
+        inner = entry_section(annotation)
+        known = get_type_hints(inner, include_extras=True) if inner else {}
+    name = ".".join(path)
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        return rules.unknown_key(dotted, str(place[-1]), list(known))
+        return rules.unknown_key(name, str(place[-1]), list(known))
     if kind in ("missing", "missing_argument"):
-        return Fault(dotted, f"must be given.{_REMEDIES.get(dotted, '')}")
-    if isinstance(annotation, Mapping) or nested_section(annotation):
-        return Fault(dotted, f"must be a section of keys, got {value!r}.")
-    return Fault(
-        dotted, f"must be {describe_type(annotation)}, got {show_value(value)}.{quotes_remedy(value, annotation)}"
-    )
+        return Fault(name, f"must be given.{_REMEDIES.get(name, '')}")
+    if nested_section(annotation):
+        return Fault(name, f"must be a section of keys, got {value!r}.")
+    remedy = _quotes_remedy(value, annotation)
+    return Fault(name, f"must be {describe_type(annotation)}, got {_show_value(value)}.{remedy}")
 
 
-def fits_key(dotted: str, value: Any) -> bool:
+def _quotes_remedy(value: Any, annotation: Any) -> str:
+    """What to do about a number or a truth value that stands for text, such as a commit `1234567`."""
+    plain = plain_types(annotation)
+    wants_text = str in plain and not plain & {int, float}
+    return " Put it in quotes." if wants_text and isinstance(value, int | float) else ""
+
+
+def _show_value(value: Any) -> str:
+    """A value as a message shows it, cut where it is long."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) < 80 else text[:77] + "..."
+
+
+def fits_key(name: str, value: Any) -> bool:
     """Whether a key of the installed libraries takes a value."""
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        TypeAdapter(key_type(dotted)).validate_json(json.dumps(_as_json(value)), strict=True)
+        TypeAdapter(known_keys()[name].annotation).validate_json(json.dumps(_as_json(value)), strict=True)
     except ValidationError:
         return False
     return True

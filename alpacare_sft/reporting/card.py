@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,9 @@ from alpacare_sft.recipe.names import (
     path_entries,
 )
 from alpacare_sft.reporting.evidence import Evidence, pinned_recipe, read_evidence
+from alpacare_sft.reporting.figures import is_finite
 from alpacare_sft.reporting.licenses import adapter_license, base_license, data_license
-from alpacare_sft.reporting.pages import SPLITS, STEPS, cleaning_notes, looked_at
+from alpacare_sft.reporting.pages import cleaning_notes, funnel_steps, load_template
 from alpacare_sft.run.directory import RunDirectory, last_name, write_text
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def card_facts(recipe: Recipe, evidence: Evidence) -> dict[str, Any]:
         scores=evidence.scores,
         answered=_has_answers(evidence.scores or {}),
         scored=[] if evidence.scores is None else list(_score_rows(evidence.scores["metrics"])),
-        funnel=list(_funnel(evidence.report)),
+        funnel=funnel_steps(evidence.report),
         notes=cleaning_notes(evidence.report),
         settings=dict(_settings(recipe)),
         repo_id=recipe.hub.repo_id or PLACEHOLDER,
@@ -101,18 +101,8 @@ def card_facts(recipe: Recipe, evidence: Evidence) -> dict[str, Any]:
 
 def render_markdown(template: str, **context: Any) -> str:
     """The Markdown that a template of `templates/` makes; what is missing is empty."""
-    from jinja2 import ChainableUndefined, Environment, PackageLoader
-
-    environment = Environment(
-        loader=PackageLoader("alpacare_sft.reporting"),
-        autoescape=False,  # Markdown, not HTML
-        undefined=ChainableUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(count=_count, cell=_cell, literal=_literal, interval=_interval)
-    return environment.get_template(template).render(context)
+    filters = {"count": _count, "cell": _cell, "literal": _literal, "interval": _interval}
+    return load_template(template, **filters).render(context)
 
 
 def _pinned(recipe: Recipe) -> Iterator[str]:
@@ -154,10 +144,10 @@ def _results(recipe: Recipe, scores: Mapping[str, Any]) -> Iterator[Any]:
     dataset = datasets[0] if len(datasets) == len(path_entries(recipe.data.path)) == 1 else None
     for name, metric in scores["metrics"].items():
         side = metric["adapter"]
-        if not _is_finite(side["mean"]):
+        if not is_finite(side["mean"]):
             continue
-        told = {key: side[key] for key in ("low", "high", "confidence") if _is_finite(side.get(key))}
-        if _is_finite((metric.get("base") or {}).get("mean")):
+        told = {key: side[key] for key in ("low", "high", "confidence") if is_finite(side.get(key))}
+        if is_finite((metric.get("base") or {}).get("mean")):
             told["base"] = metric["base"]["mean"]
         general = name == "general_loss"
         yield EvalResult(
@@ -189,36 +179,6 @@ def _score_rows(metrics: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             for who in ("base", "adapter", "difference")
         }
         yield {"name": name, **sides, **{key: metric.get(key) for key in ("label", "n", "verdict")}}
-
-
-def _funnel(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Each step with the rows left, dropped and changed, in words."""
-    rows = report.get("rows") or {}
-    if "loaded" not in rows:
-        return
-    yield {"step": "Rows loaded", "rows": rows["loaded"]}
-    for column, count in (rows.get("filled") or {}).items():
-        yield {"step": f"Constant {column}", "rows": rows["loaded"], "changed": count}
-    for step in report.get("steps") or []:
-        label = STEPS.get(step["name"], (step["name"], ""))[0]
-        yield {
-            "step": label,
-            "rows": step["rows_after"],
-            "dropped": step.get("dropped"),
-            "changed": step.get("changed"),
-        }
-    if rows.get("dropped_no_answer") is not None:
-        left = rows["cleaned"] - rows["dropped_no_answer"]
-        label = f"Prompt leaves no room for an answer{looked_at(rows)}"
-        yield {"step": label, "rows": left, "dropped": rows["dropped_no_answer"]}
-    if rows.get("dropped_too_long"):
-        left = rows["kept"] + (rows.get("dropped_held_out") or 0)
-        yield {"step": "Longer than the limit", "rows": left, "dropped": rows["dropped_too_long"]}
-    if rows.get("dropped_held_out"):
-        yield {"step": "Question of a held-out split", "rows": rows["kept"], "dropped": rows["dropped_held_out"]}
-    for name, (label, _) in SPLITS.items():
-        if name in rows:
-            yield {"step": label, "rows": rows[name]}
 
 
 def _link(name: str) -> str:
@@ -261,10 +221,6 @@ def _entry_name(entry: str | HubDataset) -> str:
         return entry if hub_datasets(entry) else last_name(entry)
     told = [f"{key} {value}" for key, value in (("configuration", entry.name), ("split", entry.split)) if value]
     return f"{entry.path} ({', '.join(told)})" if told else entry.path
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _count(value: Any) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.words import word_spans
-from alpacare_sft.reporting.figures import Numbers, draw_differences, draw_primary, picture
+from alpacare_sft.reporting.figures import Numbers, draw_differences, draw_primary, is_finite, picture
 from alpacare_sft.reporting.pages import drop_place, render
 from alpacare_sft.run.directory import write_text
 
@@ -207,7 +207,7 @@ def primary_picture(metrics: Mapping[str, Mapping[str, Any]]) -> Markup | None:
     for name, part in metrics.items():
         parts = [part.get(side) or {} for side in (*SIDES, "difference")]
         bounds = [one.get(key) for one in parts for key in ("mean", "low", "high")]
-        if part.get("main") and all(isinstance(bound, float | int) and math.isfinite(bound) for bound in bounds):
+        if part.get("main") and all(map(is_finite, bounds)):
             shown.append({**part, "title": PANELS.get(name, name)})
     if not shown:
         return None

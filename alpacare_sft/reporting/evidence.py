@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.errors import RunError
 from alpacare_sft.recipe.names import COMMIT, pin_commits
-from alpacare_sft.run.directory import RunDirectory, adapter_sha256, read_object
+from alpacare_sft.run.directory import RunDirectory, adapter_sha256, checkpoint_folders, read_object
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe.loading import Recipe
@@ -101,10 +101,6 @@ def read_or_empty(path: Path) -> dict[str, Any]:
 
 def read_log_history(run: RunDirectory) -> list[dict[str, Any]]:
     """What the trainer logged, by step, from the last checkpoint; empty where none was kept."""
-    files = [file for file in run.checkpoints.glob("checkpoint-*/trainer_state.json") if _step(file).isdigit()]
-    last = max(files, key=lambda file: int(_step(file)), default=None)
+    states = (folder / "trainer_state.json" for folder in checkpoint_folders(run.checkpoints))
+    last = next((state for state in states if state.exists()), None)
     return [] if last is None else list(read_or_empty(last).get("log_history") or [])
-
-
-def _step(state: Path) -> str:
-    return state.parent.name.rpartition("-")[2]

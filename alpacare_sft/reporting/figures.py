@@ -76,6 +76,11 @@ def _svg(name: str, kind: str, draw: Draw, size: tuple[int, int]) -> Markup:
     return Markup(f'<svg class="{kind}" viewBox="0 0 {size[0]} {size[1]}">{text}')
 
 
+def is_finite(value: Any) -> bool:
+    """Whether a record holds a number there that can be drawn."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def points(history: Sequence[Numbers], key: str) -> tuple[list[int], list[float]]:
     """Steps and values of the entries that have a finite number there."""
     points = [(e["step"], e[key]) for e in history if e.get(key) is not None and "step" in e]
@@ -168,9 +173,9 @@ def draw_differences(figure: Figure, narrow: bool, panels: Sequence[Numbers]) ->
         axes.stairs(values, edges, fill=True, color=FIRST, alpha=0.6, label="test rows")
         axes.axhline(0, color=INK, linewidth=1)
         mean, low, high = (summary.get(key) for key in ("mean", "low", "high"))
-        if all(isinstance(bound, float | int) and math.isfinite(bound) for bound in (low, high)):
+        if is_finite(low) and is_finite(high):
             axes.axhspan(low, high, color=SECOND, alpha=0.3, linewidth=0, label="interval of the mean")
-        if isinstance(mean, float | int) and math.isfinite(mean):
+        if is_finite(mean):
             axes.axhline(mean, color=SECOND, linewidth=1.5, linestyle="--", label="mean")
         axes.set_title(panel["title"])
         axes.set_xlim(0, len(values) + 1)

@@ -7,7 +7,7 @@ Each page is one HTML file that loads nothing. Wording and looks are in `templat
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from alpacare_sft.reporting.figures import Numbers, draw_funnel, draw_lengths, d
 from alpacare_sft.run.directory import last_name, write_text
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from markupsafe import Markup
 
 STEPS = {
@@ -104,7 +105,12 @@ def save_data_report(path: Path, report: Numbers) -> None:
         draw = partial(draw_lengths, lengths=totals, max_length=max_length)
         pictures["lengths"] = picture("lengths", label, draw, (270, 560))
     longer = sum(total > max_length for total in totals["Prompt and answer"]) if max_length else 0
-    context = {"funnel": _funnel(report), "notes": cleaning_notes(report), "split_labels": SPLITS, "longer": longer}
+    context = {
+        "funnel": funnel_steps(report),
+        "notes": cleaning_notes(report),
+        "split_labels": SPLITS,
+        "longer": longer,
+    }
     write_text(path, render("data.html", report=report, pictures=pictures, **context))
 
 
@@ -119,8 +125,7 @@ def losses_picture(record: Numbers, log_history: Sequence[Numbers]) -> Markup | 
 
 def funnel_picture(report: Numbers) -> Markup | None:
     """Rows after each step of the preparation; none without counts."""
-    funnel = _funnel(report)
-    if not funnel:
+    if not (funnel := funnel_steps(report)):
         return None
     label = "Rows left after each step, and the splits that they went to; the numbers are in the table below."
     height = 30 + 36 * len(funnel)
@@ -136,17 +141,23 @@ def cleaning_notes(report: Numbers) -> list[dict[str, Any]]:
 
 def render(template: str, **context: Any) -> str:
     """The page that a template of `templates/` makes; text in it is escaped, and what is missing is empty."""
-    from jinja2 import ChainableUndefined, Environment, PackageLoader
+    return load_template(template, number=_format_number, seconds=_format_seconds, place=drop_place).render(context)
+
+
+def load_template(name: str, **filters: Callable[[Any], Any]) -> Template:
+    """A template of `templates/`: text is escaped in a `.html`; a `.md` keeps the line break at its end."""
+    from jinja2 import ChainableUndefined, Environment, PackageLoader, select_autoescape
 
     environment = Environment(
         loader=PackageLoader("alpacare_sft.reporting"),
-        autoescape=True,
+        autoescape=select_autoescape(["html"]),
         undefined=ChainableUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=name.endswith(".md"),
     )
-    environment.filters.update(number=_format_number, seconds=_format_seconds, place=drop_place)
-    return environment.get_template(template).render(context)
+    environment.filters.update(filters)
+    return environment.get_template(name)
 
 
 def _format_number(value: Any) -> str:
@@ -198,50 +209,49 @@ def _merge_steps(history: Sequence[Numbers]) -> list[dict[str, Any]]:
     return list(steps.values())
 
 
-def looked_at(rows: Numbers) -> str:
-    """How many rows were tokenized, where the splits were full before all were."""
-    number = rows.get("looked_at", rows.get("cleaned"))
-    return f", of {number:,} rows looked at" if number != rows.get("cleaned") else ""
+def funnel_steps(report: Numbers) -> list[dict[str, Any]]:
+    """The steps from the rows loaded to the splits, as page, picture, model card and terminal show them.
 
+    Args:
+        report: what `data/report.json` holds.
 
-def _funnel(report: Numbers) -> list[dict[str, Any]]:
-    """One entry a bar: its label and why, rows left, dropped and changed, and the rows before it on the axis."""
+    Returns:
+        For each step its `label` and `why`, the `rows` left, how many it `dropped` and `changed`, and `start`: the rows
+        before it on the axis of the picture. A step of cleaning has its `name` in the recipe, a split `is_split`. Empty
+        if nothing was counted.
+    """
     rows = report.get("rows") or {}
     if "loaded" not in rows:
         return []
-    bars = [_bar("Rows loaded", "What the source holds.", rows["loaded"])]
+    steps = [_step("Rows loaded", "What the source holds.", rows["loaded"])]
     for column, count in (rows.get("filled") or {}).items():
-        bars.append(_bar(f"Constant {column}", "A missing text is filled by the recipe's.", rows["loaded"], 0, count))
+        steps.append(_step(f"Constant {column}", "A missing text is filled by the recipe's.", rows["loaded"], 0, count))
     for step in report.get("steps") or []:
         label, why = STEPS.get(step["name"], (step["name"], ""))
-        bar = _bar(label, why, step["rows_after"], step.get("dropped", 0), step.get("changed", 0))
-        bars.append({**bar, "name": step["name"]})
-    left = rows.get("cleaned", bars[-1]["rows"])
-    for label, why, dropped in (
-        (
-            f"No room for an answer{looked_at(rows)}",
-            "The prompt alone fills the token limit.",
-            rows.get("dropped_no_answer"),
-        ),
-        ("Longer than the limit", "The recipe drops such rows.", rows.get("dropped_too_long") or None),
-        (
-            "Question of a held-out split",
-            "It stands in a published split.",
-            rows.get("dropped_held_out") or None,
-        ),
+        counts = _step(label, why, step["rows_after"], step.get("dropped", 0), step.get("changed", 0))
+        steps.append({**counts, "name": step["name"]})
+    left = rows.get("cleaned", steps[-1]["rows"])
+    # How many rows were tokenized, where the splits were full before all were.
+    number = rows.get("looked_at", rows.get("cleaned"))
+    looked_at = f", of {number:,} rows looked at" if number != rows.get("cleaned") else ""
+    for key, label, why in (
+        ("dropped_no_answer", f"No room for an answer{looked_at}", "The prompt alone fills the token limit."),
+        ("dropped_too_long", "Longer than the limit", "The recipe drops such rows."),
+        ("dropped_held_out", "Question of a held-out split", "It stands in a published split."),
     ):
-        if dropped is not None:
+        dropped = rows.get(key)
+        if dropped or (dropped == 0 and key == "dropped_no_answer"):  # the one that every run may have is always told
             left -= dropped
-            bars.append(_bar(label, why, left, dropped))
+            steps.append(_step(label, why, left, dropped))
     start = 0
     for name, (label, why) in SPLITS.items():
         if name in rows:
-            bars.append({**_bar(label, why, rows[name]), "start": start, "is_split": True})
+            steps.append({**_step(label, why, rows[name]), "start": start, "is_split": True})
             start += rows[name]
-    return bars
+    return steps
 
 
-def _bar(label: str, why: str, rows: int, dropped: int = 0, changed: int = 0) -> dict[str, Any]:
+def _step(label: str, why: str, rows: int, dropped: int = 0, changed: int = 0) -> dict[str, Any]:
     return {"label": label, "why": why, "rows": rows, "dropped": dropped, "changed": changed, "start": 0}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from alpacare_sft.reporting.card import card_facts, render_markdown
 from alpacare_sft.reporting.evaluation_page import primary_picture
 from alpacare_sft.reporting.evidence import Evidence, read_evidence, read_log_history, read_or_empty
 from alpacare_sft.reporting.pages import funnel_picture, losses_picture, render
-from alpacare_sft.run.directory import RunDirectory, write_text
+from alpacare_sft.run.directory import RunDirectory, text_sha256, write_text
 from alpacare_sft.run.trained import trained_recipe
 from alpacare_sft.runtime import say
 
@@ -48,7 +47,7 @@ def save_run_report(recipe: Recipe) -> None:
         text = _written_by_hand(run)
         if text is None:
             text = format_run_report(trained, evidence, review)
-            write_text(path, f"{text}\n<!-- written by alpacare_sft, sha256 {_sha256(text)} -->\n")
+            write_text(path, f"{text}\n<!-- written by alpacare_sft, sha256 {text_sha256(text)} -->\n")
         else:
             say(
                 f"{path} was edited and is kept; the page shows it. Figures that changed since are not in it: move it "
@@ -109,11 +108,7 @@ def _written_by_hand(run: RunDirectory) -> str | None:
         raise RunError(f"{path} must be UTF-8 text. Save it as UTF-8, or move it away.") from error
     seal = _SEAL.search(text)
     body = text[: seal.start()] if seal else text
-    return None if seal and seal[1] == _sha256(body) else body
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return None if seal and seal[1] == text_sha256(body) else body
 
 
 def _pictures(run: RunDirectory, evidence: Evidence) -> dict[str, Markup]:

@@ -1,25 +1,26 @@
-"""The funnel and the rows, for a person at a terminal."""
+"""The funnel and the rows, and what a recipe will need, for a person at a terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from alpacare_sft.data.prepare import prepare_data
 from alpacare_sft.data.report import describe_sources, encoded_segments
 from alpacare_sft.data.saving import DATA_KEYS, refuse_other_data, save_data
 from alpacare_sft.model.base import check_context, load_tokenizer
-from alpacare_sft.reporting.pages import cleaning_notes, looked_at
+from alpacare_sft.reporting.pages import cleaning_notes, funnel_steps
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.run.trained import continue_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from alpacare_sft.recipe.loading import Recipe
 
@@ -67,23 +68,12 @@ def show_data(recipe: Recipe, num_rows: int = 3) -> None:
 
 def funnel_table(report: Mapping[str, Any]) -> Table:
     """Each step with the rows it changed and dropped, from the rows loaded to the splits."""
-    rows = report["rows"]
-    table = Table(title="rows", title_justify="left")
-    table.add_column("step")
-    for name in ("rows", "dropped", "changed"):
-        table.add_column(name, justify="right")
-    table.add_row("loaded", f"{rows['loaded']:,}", "", "")
-    for column, count in rows["filled"].items():
-        table.add_row(f"constant {column}", f"{rows['loaded']:,}", "", f"{count:,}")
-    for step in report["steps"]:
-        table.add_row(step["name"], f"{step['rows_after']:,}", _count(step["dropped"]), _count(step["changed"]))
-    after = rows["cleaned"] - rows["dropped_no_answer"]
-    table.add_row(f"no room for an answer{looked_at(rows)}", f"{after:,}", _count(rows["dropped_no_answer"]), "")
-    if rows["dropped_too_long"]:
-        after -= rows["dropped_too_long"]
-        table.add_row("longer than max_length", f"{after:,}", _count(rows["dropped_too_long"]), "")
-    if rows["dropped_held_out"]:
-        table.add_row("question of a held-out split", f"{rows['kept']:,}", _count(rows["dropped_held_out"]), "")
+    headers = (Column(name, justify="right") for name in ("rows", "dropped", "changed"))
+    table = Table("step", *headers, title="rows", title_justify="left")
+    for step in funnel_steps(report):
+        if "is_split" not in step:  # those have a table of their own
+            label = step.get("name") or step["label"][0].lower() + step["label"][1:]
+            table.add_row(label, f"{step['rows']:,}", _count(step["dropped"]), _count(step["changed"]))
     return table
 
 
@@ -91,10 +81,8 @@ def notes_table(report: Mapping[str, Any]) -> Table | str:
     """What cleaning cost or could not decide, with the first example of each; empty text if there is nothing."""
     if not (notes := cleaning_notes(report)):
         return ""
-    table = Table(title="cleaning", title_justify="left", show_lines=True)
-    table.add_column("")
-    table.add_column("rows", justify="right")
-    table.add_column("what and why")
+    rows = Column("rows", justify="right")
+    table = Table("", rows, "what and why", title="cleaning", title_justify="left", show_lines=True)
     for note in notes:
         text = Text(note["why"])
         for example in note["examples"][:1]:
@@ -106,10 +94,8 @@ def notes_table(report: Mapping[str, Any]) -> Table | str:
 
 def split_table(report: Mapping[str, Any]) -> Table:
     """Rows and tokens of each split, what truncation costs, and what may have leaked."""
-    table = Table(title="splits", title_justify="left")
-    table.add_column("")
-    for name in report["splits"]:
-        table.add_column(name, justify="right")
+    headers = (Column(name, justify="right") for name in report["splits"])
+    table = Table("", *headers, title="splits", title_justify="left")
     lines: dict[str, Callable[[Any], str]] = {
         "rows": lambda split: f"{split['rows']:,}",
         "with an input": lambda split: f"{split['with_input']:,}",
@@ -155,3 +141,72 @@ def row_panel(row: Mapping[str, Any], tokenizer: Any) -> Panel:
 
 def _count(value: int) -> str:
     return f"{value:,}" if value else "-"
+
+
+def show_plan(plan: Mapping[str, Any]) -> None:
+    """Print the plan of a recipe: memory by part, steps, disk and time, and what would make it fit.
+
+    Args:
+        plan: of `training.plan.plan_run`.
+    """
+    console = Console()
+    target = plan["target"]
+    console.print(
+        f"[bold]{escape(str(plan['model']))}[/bold] on {escape(target['name'])} ({_gib(target['memory_bytes'])} GiB), "
+        f"{plan['precision']} products, longest row {plan['longest_row_tokens']:,} tokens. "
+        "Memory is modelled, no weights were read.",
+        highlight=False,
+    )
+    console.print(_memory_table(plan))
+    console.print(
+        f"{plan['steps']:,} optimizer steps, {plan['steps_per_epoch']:,} an epoch; {plan['tokens']:,} tokens, "
+        f"{plan['tokens_per_epoch']:,} an epoch. A checkpoint: {plan['checkpoint_bytes'] / 1e6:,.0f} MB.",
+        highlight=False,
+    )
+    console.print(_time(plan), highlight=False)
+    if plan["fits"]:
+        console.print("[green]It fits.[/green]")
+    elif plan["change"]:
+        console.print(f"[red]It does not fit.[/red] It would with: {plan['change']}", highlight=False)
+    else:
+        console.print("[red]It does not fit[/red], with no single change: use a smaller model or a larger card.")
+    if not plan["evaluation"]["fits"]:
+        console.print("Answering does not fit: lower generate.batch_size.")
+
+
+def _memory_table(plan: Mapping[str, Any]) -> Table:
+    """A column for each number of rows a forward, and one for the evaluation; MiB."""
+    columns = [
+        *((f"{one['rows_per_forward']} a forward", one) for one in _nearest(plan)),
+        (f"answering {plan['evaluation']['rows']}", plan["evaluation"]),
+    ]
+    headers = (
+        Column(title, justify="right", style="bold" if one.get("rows_per_forward") == plan["rows_per_forward"] else "")
+        for title, one in columns
+    )
+    table = Table("", *headers, title="memory, MiB", title_justify="left", box=None, pad_edge=False)
+    names = dict.fromkeys(name for _, one in columns for name in one["parts"])
+    for name in names:
+        cells = [f"{one['parts'][name] / 2**20:,.0f}" if name in one["parts"] else "" for _, one in columns]
+        table.add_row(name, *cells)
+    table.add_row("peak", *(f"{one['peak_bytes'] / 2**20:,.0f}" for _, one in columns), style="bold")
+    table.add_row("left over", *(f"{one['margin_bytes'] / 2**20:,.0f}" for _, one in columns))
+    return table
+
+
+def _nearest(plan: Mapping[str, Any], most: int = 4) -> list[Mapping[str, Any]]:
+    """The recipe's rows a forward and those around it, as many as 80 columns hold."""
+    ranked = sorted(plan["training"], key=lambda one: abs(one["rows_per_forward"] - plan["rows_per_forward"]))
+    return sorted(ranked[:most], key=lambda one: int(one["rows_per_forward"]))
+
+
+def _time(plan: Mapping[str, Any]) -> str:
+    if not plan["seconds"]:
+        return f"{plan['operations'] / 1e12:,.0f} × 10¹² operations; time: add --measure, or name a card of the list."
+    low, high = (f"{seconds / 60:,.0f} min" if seconds >= 90 else f"{seconds:,.0f} s" for seconds in plan["seconds"])
+    span = low if low == high else f"{low} to {high}"
+    return f"{plan['operations'] / 1e12:,.0f} × 10¹² operations; training time: {span} ({plan['basis']})."
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f}"

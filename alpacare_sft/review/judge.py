@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from alpacare_sft.errors import RecipeError, RunError
 from alpacare_sft.recipe.sections import JudgeSection
+from alpacare_sft.run.directory import text_sha256
 from alpacare_sft.run.json_lines import ResponseCache
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _reply(
     question = "\n\n".join(text for text in (prompt.get("system"), prompt["instruction"], prompt["input"]) if text)
     content = QUESTION.format(question=question, a=row[order[0]], b=row[order[1]])
     request = [judge.endpoint.rstrip("/"), judge.model, judge.temperature, row["id"], order[0], content]
-    key = hashlib.sha256(json.dumps(request).encode()).hexdigest()
+    key = text_sha256(json.dumps(request))
     if entry := cache.entries.get(key):
         return Reply(entry["kind"], tuple(entry["tokens"]) if entry["tokens"] else None, is_cached=True)
     reply = ask_judge(session, judge, content)
@@ -261,9 +261,9 @@ def _count(rows: Sequence[Mapping[str, Any]], replies: Sequence[Reply]) -> dict[
 def show_judge(result: Mapping[str, Any]) -> None:
     """Print what `judge_answers` returned."""
     console = Console()
-    table = Table(title=f"pairs compared by {escape(result['model'])}, each in both orders", title_justify="left")
-    for name in ("adapter better", "base better", "tie", "no verdict"):
-        table.add_column(name, justify="right")
+    headers = (Column(name, justify="right") for name in ("adapter better", "base better", "tie", "no verdict"))
+    title = f"pairs compared by {escape(result['model'])}, each in both orders"
+    table = Table(*headers, title=title, title_justify="left")
     verdicts = result["verdicts"]
     table.add_row(*(str(verdicts[name]) for name in ("adapter", "base", "tie", "none")))
     console.print(table)

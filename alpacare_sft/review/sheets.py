@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 from alpacare_sft.data.equality import copy_key
 from alpacare_sft.errors import RunError
 from alpacare_sft.reporting.pages import render
-from alpacare_sft.run.directory import read_object, write_json, write_text
+from alpacare_sft.run.directory import json_sha256, read_object, write_json, write_text
 
 CRITERIA = ("correctness", "completeness", "clarity")
 FLAG = "could_harm"
@@ -53,7 +52,7 @@ def save_review_sheets(folder: Path, predictions: Sequence[Mapping[str, Any]], *
     rows = [_sheet_row(row, order) for row, order in zip(predictions, orders, strict=True)]
     letters = "ab"[: len(orders[0])] if orders else ""
     # by what is written on it, with a letter first: no spreadsheet makes a number of it
-    sheet = "r" + hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:15]
+    sheet = "r" + json_sha256(rows)[:15]
     key_rows = [
         {"id": row["id"], **dict(zip(letters, order, strict=True)), "sha256": text_hashes(cells)}
         for row, order, cells in zip(predictions, orders, rows, strict=True)
@@ -129,7 +128,7 @@ def _is_filled(path: Path) -> bool:
 def predictions_sha256(predictions: Sequence[Mapping[str, Any]]) -> str:
     """Hash of the answers with their names."""
     answers = [{key: row.get(key) for key in ("id", "prompt", "base", "adapter", "display")} for row in predictions]
-    return hashlib.sha256(json.dumps(answers, sort_keys=True).encode()).hexdigest()
+    return json_sha256(answers)
 
 
 def _draw_orders(predictions: Sequence[Mapping[str, Any]], seed: str) -> list[tuple[str, ...]]:

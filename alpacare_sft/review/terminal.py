@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from alpacare_sft.evaluation.intervals import format_interval
 
@@ -47,12 +47,10 @@ def _criteria_table(summary: Mapping[str, Any]) -> Table:
     criteria = summary["criteria"]
     level = next((part["adapter"]["confidence"] for part in criteria.values() if part["n"]), None)
     note = f", {100 * level:g}% intervals over the choice of rows" if level else ""
-    table = Table(title=f"ratings, 1 (worst) to 5 (best){note}", title_justify="left")
-    table.add_column("")
-    table.add_column("rows", justify="right")
     names = [name for name in ("base", "adapter", "difference") if any(name in part for part in criteria.values())]
-    for name in names:
-        table.add_column("adapter - base" if name == "difference" else name, justify="right")
+    labels = ("rows", *("adapter - base" if name == "difference" else name for name in names))
+    headers = (Column(label, justify="right") for label in labels)
+    table = Table("", *headers, title=f"ratings, 1 (worst) to 5 (best){note}", title_justify="left")
     for criterion, part in criteria.items():
         label = "mean of the three" if criterion == "overall" else criterion
         cells = [escape(format_interval(part[name], ".2f")) if name in part else "-" for name in names]
@@ -61,10 +59,9 @@ def _criteria_table(summary: Mapping[str, Any]) -> Table:
 
 
 def _agreement_table(agreement: Mapping[str, Any]) -> Table:
-    table = Table(title="agreement of reviewers (Krippendorff's alpha: 1 full, 0 as by chance)", title_justify="left")
-    table.add_column("")
-    table.add_column("alpha", justify="right")
-    table.add_column("answers rated by two or more", justify="right")
+    headers = (Column(label, justify="right") for label in ("alpha", "answers rated by two or more"))
+    title = "agreement of reviewers (Krippendorff's alpha: 1 full, 0 as by chance)"
+    table = Table("", *headers, title=title, title_justify="left")
     for name, part in agreement.items():
         alpha = "undefined" if part["alpha"] is None else f"{part['alpha']:.2f}"
         table.add_row(name.replace("_", " "), alpha, str(part["units"]))

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,16 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def text_sha256(text: str) -> str:
+    """Hash of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def json_sha256(value: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """Hash of a value as JSON, whatever the order of its keys; `default` as `json.dumps` has it."""
+    return text_sha256(json.dumps(value, sort_keys=True, default=default))
+
+
 def has_sha256(path: Path, digest: str) -> bool:
     """Whether a file is there, and has this hash."""
     return path.is_file() and file_sha256(path) == digest
@@ -66,6 +76,11 @@ def has_sha256(path: Path, digest: str) -> bool:
 def adapter_sha256(folder: Path) -> str:
     """Hash of an adapter: its config, which says how strongly its weights count, and its weights."""
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in (CONFIG, WEIGHTS))).hexdigest()
+
+
+def is_lora_weight(name: str) -> bool:
+    """Whether a parameter is one that an adapter may hold: LoRA's, or a bias that `lora.bias` trains."""
+    return "lora_" in name or name.endswith(".bias")
 
 
 def has_effect(name: str) -> bool:
@@ -120,6 +135,12 @@ def new_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Directories of checkpoints, whole or not, the newest first."""
+    candidates = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
+    return sorted(candidates, key=lambda path: int(path.name.split("-")[-1]), reverse=True)
+
+
 class RunDirectory:
     """Paths of a run and the record in it. Nothing is created before `lock`.
 
@@ -152,7 +173,7 @@ class RunDirectory:
     def holds_work(self) -> bool:
         """Whether there is something that beginning anew would lose: a checkpoint or an adapter."""
         weights = self.has_adapter() or (self.unchecked_adapter / WEIGHTS).exists()
-        return weights or bool(list(self.checkpoints.glob("checkpoint-*")))
+        return weights or bool(checkpoint_folders(self.checkpoints))
 
     def read_record(self) -> dict[str, Any]:
         """The record, or an empty one if the run has none yet; from its copy where it is not as it was written.
@@ -186,13 +207,13 @@ class RunDirectory:
             digest, _, text = self.record_copy.read_text(encoding="utf-8").partition("\n")
         except (OSError, ValueError):
             return None
-        return text if hashlib.sha256(text.encode()).hexdigest() == digest else None
+        return text if text_sha256(text) == digest else None
 
     def update_record(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Merge `changes` into the record and write it, its copy first; the whole record."""
         record = {**self.read_record(), **changes}
         text = format_json(record)
-        write_text(self.record_copy, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+        write_text(self.record_copy, f"{text_sha256(text)}\n{text}")
         write_text(self.record, text)
         return record
 

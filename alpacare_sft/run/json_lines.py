@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from alpacare_sft.errors import RunError
-from alpacare_sft.run.directory import write_text
+from alpacare_sft.run.directory import json_sha256, write_text
 
 
 def format_json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -50,7 +49,7 @@ class ResponseCache:
         for line in text.split("\n"):
             try:
                 entry = json.loads(line)
-                if entry.pop("sha256") == _sha256(entry):
+                if entry.pop("sha256") == json_sha256(entry)[:16]:
                     self.entries[str(entry.pop("key"))] = entry
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
@@ -64,8 +63,4 @@ class ResponseCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8", newline="\n") as file:
                 keyed = {"key": key, **entry}
-                file.write(format_json_lines([{**keyed, "sha256": _sha256(keyed)}]))
-
-
-def _sha256(entry: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:16]
+                file.write(format_json_lines([{**keyed, "sha256": json_sha256(keyed)[:16]}]))

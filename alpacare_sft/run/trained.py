@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,7 +11,7 @@ from typing import Any, TypeVar
 from alpacare_sft import runtime
 from alpacare_sft.errors import RecipeError, RunError
 from alpacare_sft.recipe.document import apply_overrides, read_document
-from alpacare_sft.recipe.keys import SECTIONS, is_known_key
+from alpacare_sft.recipe.keys import SECTIONS, TOP_KEYS, known_keys, nested_section, plain_value
 from alpacare_sft.recipe.loading import Recipe, recipe_from_document
 from alpacare_sft.recipe.resolved import (
     ADAPTER_SECTIONS,
@@ -28,8 +26,7 @@ from alpacare_sft.recipe.resolved import (
 )
 from alpacare_sft.recipe.sections import EarlyStoppingSection
 from alpacare_sft.recipe.validation import fits_key
-from alpacare_sft.recipe.values import plain_value
-from alpacare_sft.run.directory import RunDirectory, write_text
+from alpacare_sft.run.directory import RunDirectory, json_sha256, write_text
 from alpacare_sft.run.record import version_changes
 from alpacare_sft.runtime import say
 
@@ -79,7 +76,7 @@ def read_stored_recipe(run: RunDirectory) -> StoredRecipe:
     is_old = "resolved" not in record
     sections = {**document, **{name: values.get(name) or {} for name in ADAPTER_SECTIONS}}
     own = {name: dict(_known(sections.get(name) or {}, name)) for name in SECTIONS}
-    top = {key: document[key] for key in ("output_dir", "resume") if key in document}
+    top = {key: document[key] for key in TOP_KEYS if key in document}
     base = recipe_from_document(copy.deepcopy(own) | top, source=str(run.recipe))
     given = {key: value for key, value in document.items() if key in ("train", "lora") or not is_old}
     recipe = dataclasses.replace(
@@ -94,7 +91,7 @@ def read_stored_recipe(run: RunDirectory) -> StoredRecipe:
     of_run = dotted_values(sections) | dotted_values(given)
     return StoredRecipe(
         recipe,
-        removed={key: value for key, value in of_run.items() if not is_known_key(key)},
+        removed={key: value for key, value in of_run.items() if key not in known_keys()},
         added=[] if is_old else sorted(key for key in dotted_values(recipe.values()) if key not in of_run),
         versions=version_changes(record),
         is_of_record=_is_of_record(record, document, recipe),
@@ -104,9 +101,9 @@ def read_stored_recipe(run: RunDirectory) -> StoredRecipe:
 def _known(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     """The keys of one of our sections that this version has, into the sections within it."""
     for key, value in values.items():
-        if is_known_key(f"{prefix}.{key}"):
-            inner = isinstance(value, Mapping) and "." not in prefix
-            yield key, dict(_known(value, f"{prefix}.{key}")) if inner else value
+        if known := known_keys().get(name := f"{prefix}.{key}"):
+            is_section = isinstance(value, Mapping) and nested_section(known.annotation)
+            yield key, dict(_known(value, name)) if is_section else value
 
 
 def _is_of_record(record: Mapping[str, Any], document: Mapping[str, Any], recipe: Recipe) -> bool | None:
@@ -124,7 +121,7 @@ def _sha256_of_0_1(document: Mapping[str, Any], recipe: Recipe) -> str:
     parts = {name: document.get(name) or {} for name in ("model", "data", "prompt", "early_stopping")}
     train = {key: value for key, value in vars(recipe.train).items() if f"train.{key}" not in SHOWN_ONLY}
     values = dict(_leaves({**parts, "lora": plain_value(vars(recipe.lora)), "train": plain_value(train)}))
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return json_sha256(values)
 
 
 def _with_values(section: _Section, values: Mapping[str, Any]) -> _Section:

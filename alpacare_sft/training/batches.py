@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from alpacare_sft.errors import RecipeError, RunError
-from alpacare_sft.run.directory import RunDirectory
+from alpacare_sft.run.directory import RunDirectory, checkpoint_folders
 from alpacare_sft.run.trained import read_stored_recipe
 from alpacare_sft.runtime import num_processes
-from alpacare_sft.training.checkpoints import STATE, checkpoint_folders, saved_batch
+from alpacare_sft.training.checkpoints import STATE, saved_batch
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

@@ -206,11 +206,7 @@ class Terminal(TrainerCallback):
             (print(line, flush=True) if self.progress is None else self.progress.console.print(line))
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Leave the bar as it stands."""
-        self.close()
-
-    def close(self) -> None:
-        """Give the terminal back; safe to call twice."""
+        """Leave the bar as it stands, and give the terminal back."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None

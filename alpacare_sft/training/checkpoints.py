@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from alpacare_sft.errors import RunError
-from alpacare_sft.run.directory import WEIGHTS, RunDirectory, file_sha256, has_sha256, read_object, write_json
+from alpacare_sft.run.directory import (
+    WEIGHTS,
+    RunDirectory,
+    checkpoint_folders,
+    file_sha256,
+    has_sha256,
+    read_object,
+    write_json,
+)
 
 # The Trainer writes these in this order, the state last; a kill in between leaves a part of them.
 _ARCHIVES = ("optimizer.pt", "scheduler.pt")
@@ -66,12 +74,6 @@ def seal_checkpoint(folder: Path) -> None:
     """Write the hashes of a checkpoint's files beside them."""
     files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name != HASHES)
     write_json(folder / HASHES, {path.name: file_sha256(path) for path in files})
-
-
-def checkpoint_folders(folder: Path) -> list[Path]:
-    """Directories of checkpoints, whole or not, the newest first."""
-    candidates = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
-    return sorted(candidates, key=lambda path: int(path.name.split("-")[-1]), reverse=True)
 
 
 def newest_whole_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:

@@ -14,7 +14,7 @@ from alpacare_sft.data.prepare import prepare_data
 from alpacare_sft.errors import RecipeError
 from alpacare_sft.model.base import check_context, enable_checkpointing, load_config, load_tokenizer
 from alpacare_sft.model.cost import Cost, trace_layers
-from alpacare_sft.recipe.values import plain_value
+from alpacare_sft.recipe.keys import plain_value
 from alpacare_sft.training.config import build_lora_config
 
 if TYPE_CHECKING:
@@ -23,21 +23,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Card:
-    """A GPU: memory that torch reports, and dense half-precision operations of its data sheet, without sparsity."""
+class Target:
+    """Where a recipe is to run; of a card its dense half-precision operations by the data sheet, without sparsity."""
 
     name: str
-    gib: float
-    tflops: float
+    memory_bytes: int
+    is_gpu: bool
+    tflops: float | None = None
 
 
-CARDS = {
-    "t4": Card("NVIDIA T4", 14.6, 65),
-    "l4": Card("NVIDIA L4", 22.0, 121),
-    "a10": Card("NVIDIA A10", 22.0, 125),
-    "a100-40": Card("NVIDIA A100 40 GB", 39.4, 312),
-    "a100-80": Card("NVIDIA A100 80 GB", 79.1, 312),
-    "h100": Card("NVIDIA H100 80 GB", 79.1, 989),
+CARDS = {  # with the memory that torch reports, in GiB
+    key: Target(name, int(gib * 2**30), is_gpu=True, tflops=tflops)
+    for key, name, gib, tflops in (
+        ("t4", "NVIDIA T4", 14.6, 65),
+        ("l4", "NVIDIA L4", 22.0, 121),
+        ("a10", "NVIDIA A10", 22.0, 125),
+        ("a100-40", "NVIDIA A100 40 GB", 39.4, 312),
+        ("a100-80", "NVIDIA A100 80 GB", 79.1, 312),
+        ("h100", "NVIDIA H100 80 GB", 79.1, 989),
+    )
 }
 # Share of the data sheet that a training reaches. On a T4 cuBLAS sustains 24 to 27 of 65 TFLOPS at its 70 W, and the
 # published run of the reference recipe reached 7.
@@ -52,16 +56,6 @@ _OPTIMIZERS = {"8bit": 2, "adafactor": 4, "sgd": 0}
 _MEASURED_SECONDS = 30
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where a recipe is to run."""
-
-    name: str
-    memory_bytes: int
-    is_gpu: bool
-    tflops: float | None = None
-
-
 def find_target(gpu: str | None, use_cpu: bool = False) -> Target:
     """The card that `--gpu` names, or this machine; `use_cpu` leaves its card out.
 
@@ -72,8 +66,7 @@ def find_target(gpu: str | None, use_cpu: bool = False) -> Target:
     import torch
 
     if gpu in CARDS:
-        card = CARDS[gpu]
-        return Target(card.name, int(card.gib * 2**30), True, card.tflops)
+        return CARDS[gpu]
     if gpu is not None:
         try:
             gib = float(gpu)

@@ -29,8 +29,7 @@ from alpacare_sft.run.trained import continue_run
 from alpacare_sft.runtime import is_main_process, prepared_process, say
 from alpacare_sft.training.batches import Batch, describe_batch, refuse_other_batch
 from alpacare_sft.training.checkpoints import STATE, Checkpoint, ended_training, newest_whole_checkpoint, saved_batch
-from alpacare_sft.training.checks import check_config, check_launcher
-from alpacare_sft.training.config import build_sft_config, build_trainer, check_trackers
+from alpacare_sft.training.config import build_sft_config, build_trainer, check_config, check_launcher, check_trackers
 from alpacare_sft.training.plan import Plan, find_target
 
 if TYPE_CHECKING:

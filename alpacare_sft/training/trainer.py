@@ -82,12 +82,6 @@ class AnswerLoss(torch.autograd.Function):
         return gradient.mul_(outer[0]), None
 
 
-def answer_loss(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`AnswerLoss` as a function."""
-    result: tuple[torch.Tensor, torch.Tensor] = AnswerLoss.apply(logits, targets)  # type: ignore[no-untyped-call]
-    return result
-
-
 class RowOrder(Sampler[int]):
     """Another sampler's order, the same in each process and after a resume; the last step filled up.
 
@@ -298,11 +292,12 @@ class AnswerSFTTrainer(SFTTrainer):
         if targets.numel() == 0 and self.args.world_size == 1:
             raise RunError("a batch holds no token to learn. Rows without an answer should have been dropped.")
         given = {key: value for key, value in inputs.items() if key != "labels"}
-        total, hits = answer_loss(answer_logits(model, given, mask).float(), targets)
+        total, hits = AnswerLoss.apply(  # type: ignore[no-untyped-call]
+            answer_logits(model, given, mask).float(), targets
+        )
         num_tokens = targets.numel() if num_items_in_batch is None else num_items_in_batch
-        loss: torch.Tensor = total / torch.as_tensor(num_tokens).clamp(
-            min=1
-        )  # as upstream: rows that fill up have none
+        # As upstream: rows that fill up have no token.
+        loss: torch.Tensor = total / torch.as_tensor(num_tokens).clamp(min=1)
         # As upstream: the count spans all processes, and DDP averages their gradients.
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
