@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from alpacare_sft.errors import DataError, RecipeError, RunError
 from alpacare_sft.recipe.loading import Recipe, load_recipe, recipe_from_document
-from alpacare_sft.run.directory import RunDirectory
+from alpacare_sft.run.directory import RunDirectory, checkpoint_folders
 from alpacare_sft.training.callbacks import Account
 from alpacare_sft.training.checkpoints import checkpoint_fault, seal_checkpoint
 from alpacare_sft.training.train import train
@@ -351,3 +351,23 @@ def test_rows_longer_than_the_context_are_refused_before_they_are_made(make_reci
     with pytest.raises(RecipeError, match=r"train.max_length must be at most 1,024, the positions of .*, got 1,025"):
         train(recipe)
     assert not RunDirectory(recipe.output_dir).data.exists()
+
+
+def test_a_run_that_is_gone_goes_on_from_its_copy(
+    make_recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_recipe("--checkpoints.copy_to", str(tmp_path / "drive"), "--train.save_total_limit", "4")
+    train(recipe)
+    copied = sorted(path.name for path in (tmp_path / "drive" / "run" / "checkpoints").iterdir())
+    newest, *_ = checkpoint_folders(recipe.output_dir / "checkpoints")
+    best = json.loads((newest / "trainer_state.json").read_text())["best_model_checkpoint"]
+    assert copied == sorted({newest.name, Path(best).name})
+    before = adapter_bytes(recipe.output_dir)
+    shutil.rmtree(recipe.output_dir)
+    assert train(recipe)["status"] == "done" and adapter_bytes(recipe.output_dir) == before
+    assert "is begun with what" in capsys.readouterr().out
+    shutil.rmtree(recipe.output_dir)
+    shutil.rmtree(tmp_path / "drive")
+    (tmp_path / "drive").write_text("not a directory")  # as a drive that is not mounted any more
+    assert train(recipe)["status"] == "done" and adapter_bytes(recipe.output_dir) == before
+    assert "has no copy of this checkpoint: " in capsys.readouterr().out

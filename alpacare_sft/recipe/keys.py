@@ -18,6 +18,7 @@ SECTIONS: dict[str, type] = {
     "prompt": sections.PromptSection,
     "early_stopping": sections.EarlyStoppingSection,
     "forward": sections.ForwardSection,
+    "checkpoints": sections.CheckpointsSection,
     "generate": sections.GenerateSection,
     "evaluate": sections.EvaluateSection,
     "safety": sections.SafetySection,

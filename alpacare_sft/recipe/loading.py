@@ -11,6 +11,7 @@ from alpacare_sft.errors import Fault, RecipeError
 from alpacare_sft.recipe import rules, sections
 from alpacare_sft.recipe.document import apply_overrides, parse_overrides, read_document
 from alpacare_sft.recipe.keys import dotted, known_keys, plain_value, section_types
+from alpacare_sft.recipe.names import expand
 from alpacare_sft.recipe.validation import validate
 from alpacare_sft.runtime import prepared_process
 
@@ -33,6 +34,7 @@ class Recipe:
     train: TrainSection
     early_stopping: sections.EarlyStoppingSection
     forward: sections.ForwardSection
+    checkpoints: sections.CheckpointsSection
     generate: sections.GenerateSection
     evaluate: sections.EvaluateSection
     safety: sections.SafetySection
@@ -108,7 +110,7 @@ def recipe_from_document(document: dict[str, Any], source: str = "", faults: Seq
     notes = _settle(values)
     if faults := list(_faults_across_keys(values)):
         raise RecipeError(faults, source)
-    values["output_dir"] = Path(values["output_dir"]).expanduser()
+    values["output_dir"] = expand(values["output_dir"])
     return Recipe(**values, notes=notes, document=given)
 
 
@@ -126,7 +128,7 @@ def _without_removed_keys(document: dict[str, Any]) -> dict[str, Any]:
     if not unknown or not isinstance(document.get("output_dir"), str):
         return document
     try:
-        given, _ = read_document(Path(document["output_dir"]).expanduser() / "recipe.yaml")
+        given, _ = read_document(expand(document["output_dir"]) / "recipe.yaml")
     except RecipeError:
         return document
     removed = [(section, key) for section, key in unknown if key in (given.get(section) or ())]

@@ -29,9 +29,17 @@ def is_path(name: str) -> bool:
     return known or not name.strip() or name.count("/") > 1 or re.search(r"^[./~]|[*?\[\\]", name) is not None
 
 
+def expand(path: str | Path) -> Path:
+    """A path with the home directory in the place of `~`; as it is where there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def local_path(name: str) -> Path | None:
     """The file or directory that a name leads to now, or None; for what is read now, never for what was read then."""
-    path = Path(name).expanduser()
+    path = expand(name)
     return path if path.exists() else None
 
 
@@ -40,7 +48,7 @@ def is_same_name(name: str, other: str) -> bool:
     paths = local_path(name), local_path(other)
     if name == other or not any(paths):
         return name == other or (not (is_path(name) or is_path(other)) and name.casefold() == other.casefold())
-    return all(paths) and Path(name).expanduser().resolve() == Path(other).expanduser().resolve()
+    return all(paths) and expand(name).resolve() == expand(other).resolve()
 
 
 def path_entries(path: DataPath) -> list[str | HubDataset]:

@@ -221,6 +221,15 @@ class ForwardSection:
 
 
 @dataclass(kw_only=True)
+class CheckpointsSection:
+    """Where checkpoints go beside `output_dir`. How many there are is `train.save_steps` and `save_total_limit`."""
+
+    copy_to: str | None = None
+    """A directory on another disk, such as a mounted drive. It has the newest checkpoint, and the best, of the run as
+    well: where `output_dir` is gone, the same command goes on from there."""
+
+
+@dataclass(kw_only=True)
 class GenerateSection:
     """How answers are written by `eval` and at the end of `make demo`."""
 

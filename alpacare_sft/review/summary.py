@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from alpacare_sft.errors import AlpacareError, DataError, RunError
 from alpacare_sft.evaluation.intervals import exact_share, paired_summary
+from alpacare_sft.recipe.names import expand
 from alpacare_sft.review.reading import Sheet, read_sheet, sheet_of
 from alpacare_sft.review.sheets import CRITERIA, FLAG, KEY_FILE, predictions_sha256, read_keys
 from alpacare_sft.review.terminal import show_reviews
@@ -62,10 +63,9 @@ def summarize_reviews(folder: Path, files: Sequence[str | Path], *, confidence: 
         DataError: with every fault of every sheet.
         RunError: if the key is missing or cannot be read.
     """
-    paths = [Path(name).expanduser() for name in files]
+    paths = [expand(name) for name in files]
     key = _key_of(folder, paths)
-    is_current = _is_current(folder, key)
-    sheets = _read_sheets(paths, key)
+    is_current, sheets = _is_current(folder, key), _read_sheets(paths, key)
     rows = {row["id"]: _unblind(row, key["letters"], sheets) for row in key["rows"]}
     reviewed = {row_id: row for row_id, row in rows.items() if row["ratings"]}
     ids = {str(row_id): row_id for row_id in rows}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -11,15 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from alpacare_sft.errors import RunError
+from alpacare_sft.recipe.names import expand
 from alpacare_sft.run.directory import (
     WEIGHTS,
     RunDirectory,
     checkpoint_folders,
     file_sha256,
     has_sha256,
+    new_directory,
     read_object,
     write_json,
+    write_text,
 )
+from alpacare_sft.runtime import say
 
 # The Trainer writes these in this order, the state last; a kill in between leaves a part of them.
 _ARCHIVES = ("optimizer.pt", "scheduler.pt")
@@ -74,6 +79,44 @@ def seal_checkpoint(folder: Path) -> None:
     """Write the hashes of a checkpoint's files beside them."""
     files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name != HASHES)
     write_json(folder / HASHES, {path.name: file_sha256(path) for path in files})
+
+
+def copy_checkpoints(run: RunDirectory, place: str) -> None:
+    """Have what a run goes on from in a second place: its newest checkpoint, the best, its recipe and its record.
+
+    A place that cannot be written costs the training nothing; it is told.
+    """
+    try:
+        _copy_checkpoints(run, expand(place) / run.path.name)
+    except OSError as error:
+        say(f"checkpoints.copy_to: {place} has no copy of this checkpoint: {error.strerror}. The training goes on.")
+
+
+def _copy_checkpoints(run: RunDirectory, target: Path) -> None:
+    newest = checkpoint_folders(run.checkpoints)[0]
+    best = read_object(newest / STATE).get("best_model_checkpoint")
+    names = {newest.name, *([Path(best).name] if best else [])}
+    for name in names:
+        if checkpoint_fault(target / "checkpoints" / name):  # not there yet, or cut off
+            with new_directory(target / "checkpoints" / name) as folder:
+                shutil.copytree(run.checkpoints / name, folder, dirs_exist_ok=True)
+    for path in (run.recipe, run.record_copy, run.record):
+        write_text(target / path.name, path.read_text(encoding="utf-8"))
+    for folder in checkpoint_folders(target / "checkpoints"):
+        if folder.name not in names:
+            shutil.rmtree(folder)
+
+
+def restore_checkpoints(run: RunDirectory, place: str) -> None:
+    """Begin a run that is gone with what `copy_checkpoints` has of it."""
+    source = expand(place) / run.path.name
+    if run.holds_work() or not list((source / "checkpoints").glob("checkpoint-*")):
+        return
+    say(f"{run.path} is begun with what {source} has of it.")
+    with new_directory(run.checkpoints) as folder:
+        shutil.copytree(source / "checkpoints", folder, dirs_exist_ok=True)
+    for name in (run.recipe.name, run.record_copy.name, run.record.name):
+        write_text(run.path / name, (source / name).read_text(encoding="utf-8"))
 
 
 def newest_whole_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:

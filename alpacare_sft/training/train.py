@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,15 @@ from alpacare_sft.run.record import recorded
 from alpacare_sft.run.trained import continue_run
 from alpacare_sft.runtime import is_main_process, prepared_process, say
 from alpacare_sft.training.batches import Batch, describe_batch, refuse_other_batch
-from alpacare_sft.training.checkpoints import STATE, Checkpoint, ended_training, newest_whole_checkpoint, saved_batch
+from alpacare_sft.training.checkpoints import (
+    STATE,
+    Checkpoint,
+    copy_checkpoints,
+    ended_training,
+    newest_whole_checkpoint,
+    restore_checkpoints,
+    saved_batch,
+)
 from alpacare_sft.training.config import build_sft_config, build_trainer, check_config, check_launcher, check_trackers
 from alpacare_sft.training.plan import Plan, find_target
 
@@ -70,6 +79,10 @@ def train(
     runtime.check_devices()
     threads = runtime.set_threads()
     run = RunDirectory(recipe.output_dir)
+    if recipe.checkpoints.copy_to and recipe.resume == "auto" and not overwrite:
+        with _main_process_first():
+            if is_main_process():
+                restore_checkpoints(run, recipe.checkpoints.copy_to)
     recipe = _resolve(recipe, run, overwrite)
     precision = runtime.resolve_precision(recipe.train)
     config = build_sft_config(recipe, run, precision)
@@ -128,6 +141,8 @@ def _run(recipe: Recipe, run: RunDirectory, config: SFTConfig, stop: StopOnSigna
     clock.end("model")
     trainer = build_trainer(recipe, config, data, tokenizer, base)
     trainer.add_callback(stop)
+    if place := recipe.checkpoints.copy_to:
+        trainer.after_save = partial(copy_checkpoints, run, place)
     if trainer.packer and most_tokens:
         trainer.packer.most_tokens = min(trainer.packer.most_tokens, most_tokens)
     parameters, untrained = check_adapter(trainer.model), trainable_digests(trainer.model)

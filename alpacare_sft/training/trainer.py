@@ -140,6 +140,8 @@ class AnswerSFTTrainer(SFTTrainer):
     """What puts rows into forwards; None takes them as they come."""
     evaluation_rows: int | None = None
     """Most rows of a forward of the evaluation since memory ran out in one; None while it never did."""
+    after_save: Callable[[], None] | None = None
+    """Called by the first process when a checkpoint is whole."""
 
     @property
     def account(self) -> Account:
@@ -202,6 +204,8 @@ class AnswerSFTTrainer(SFTTrainer):
             folder = self.args.output_dir
             seal_checkpoint(Path(folder) / f"checkpoint-{self.state.global_step}")
             rotate_checkpoints(folder, limit, self.state.best_model_checkpoint, use_mtime=False)
+            if self.after_save:
+                self.after_save()
 
     def prediction_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Evaluate one batch; rows that accelerate fills the last one with have no say in its mean."""
