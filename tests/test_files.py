@@ -13,6 +13,7 @@ import pytest
 from alpacare_sft.data.load import LoadedRows, load_rows
 from alpacare_sft.errors import DataError
 from alpacare_sft.recipe.sections import DataSection
+from tests.conftest import loaded_columns
 
 HEAD = "instruction,input,output\n"
 ROWS = [{"instruction": f"Name vessel {n}.", "input": "", "output": f"Vessel {n}, a vein."} for n in range(3)]
@@ -32,7 +33,7 @@ def read(tmp_path: Path) -> Callable[..., LoadedRows]:
 
 
 def texts(loaded: LoadedRows) -> list[tuple[str | None, ...]]:
-    rows = loaded.columns
+    rows = loaded_columns(loaded)
     return list(zip(rows["instruction"], rows["input"], rows["output"], strict=True))
 
 
@@ -226,7 +227,7 @@ def test_types_of_later_rows_never_matter(read: Callable[..., LoadedRows]) -> No
     rows = [*[early] * 500, early | {"input": "a note", "seen": "unknown", "n": [{"a": 1}]}]
     loaded = read(lines(*rows), ".jsonl")
     assert texts(loaded)[-1] == ("What?", "a note", "That.")
-    assert set(loaded.columns["input"][:500]) == {None}
+    assert set(loaded_columns(loaded)["input"][:500]) == {None}
     assert loaded.sources[0]["unused_columns"] == ["seen", "n"]
 
 
@@ -285,15 +286,15 @@ def test_what_is_read_belongs_to_the_content_not_to_the_time(tmp_path: Path) -> 
     for word in ("vein", "bone"):
         path.write_text(lines({"instruction": "What?", "output": word}), encoding="utf-8")
         os.utime(path, (1, 1))
-        assert list(load_rows(DataSection(path=str(path))).columns["output"]) == [word]
+        assert loaded_columns(load_rows(DataSection(path=str(path))))["output"] == [word]
 
 
 def test_a_fault_of_the_disk_is_not_one_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rows.jsonl").write_text(lines(*ROWS))
 
-    def broken(path: Path) -> bytes:
+    def broken(path: Path, *_: Any, **__: Any) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(Path, "read_bytes", broken)
+    monkeypatch.setattr(Path, "open", broken)
     with pytest.raises(OSError, match="Input/output error"):
         load_rows(DataSection(path=str(tmp_path / "rows.jsonl")))

@@ -56,6 +56,7 @@ ORDER = [
     "model.base",
     "data.whitespace",
     "data.characters",
+    "data.raw_rows",
     "data.clean",
     "data.sources",
     "data.delimited",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
 
 # Signs that keyboards, fonts and PDF readers write in place of one another. Micro, ohm and angstrom signs are not
@@ -36,7 +39,18 @@ def question_key(text: str) -> str:
     return copy_key(text.casefold())
 
 
-def question_keys(rows: Dataset) -> list[tuple[str, str]]:
-    """Keys of instruction and input of each row."""
-    columns = zip(rows["instruction"][:], rows["input"][:], strict=True)
-    return [(question_key(instruction), question_key(given or "")) for instruction, given in columns]
+def question_digests(rows: Dataset) -> np.ndarray:
+    """Digests of the keys of instruction and input of each row, 16 bytes each, shape (N,)."""
+    import numpy as np
+
+    digests = bytearray()
+    for instruction, given in question_texts(rows):
+        instruction, given = question_key(instruction), question_key(given or "")
+        digests += blake2b(f"{len(instruction)} {instruction}{given}".encode(), digest_size=16).digest()
+    return np.frombuffer(digests, "S16")
+
+
+def question_texts(rows: Dataset) -> Iterator[tuple[str, str | None]]:
+    """Instruction and input of each row, a batch of rows in memory at a time."""
+    for batch in rows.select_columns(["instruction", "input"]).iter(1_000):
+        yield from zip(batch["instruction"], batch["input"], strict=True)

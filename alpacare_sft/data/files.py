@@ -7,15 +7,19 @@ rows contradict, parses columns that nobody needs, and keeps what it read by the
 from __future__ import annotations
 
 import codecs
+import functools
 import re
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.delimited import read_table
-from alpacare_sft.data.json_files import read_objects
+from alpacare_sft.data.json_files import iterate_lines, read_objects
+from alpacare_sft.data.raw_rows import BATCH_ROWS, Batch, PackedRows, RawRows, ranges
 from alpacare_sft.errors import DataError, first_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _PACKED = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # zip, gzip, bzip2, xz, zstd
 _MARKS = (  # of UTF-32 first: its mark begins with that of UTF-16
@@ -24,31 +28,6 @@ _MARKS = (  # of UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
-
-
-@dataclass(frozen=True)
-class RawRows:
-    """Rows under the names of their source.
-
-    Attributes:
-        name: of the source, as a person knows it.
-        form: how it was read, such as `CSV, separated by semicolons`.
-        num_rows: how many there are.
-        names: of its columns.
-        column: the values of one column, read when asked for.
-        lines: the line where each row begins, where rows have one.
-    """
-
-    name: str
-    form: str
-    num_rows: int
-    names: Sequence[str]
-    column: Callable[[str], list[Any]]
-    lines: Sequence[int] | None = None
-
-    def place(self, index: int) -> str:
-        """A row as a person finds it in the source."""
-        return f"data.path: {self.name}, " + (f"line {self.lines[index]}" if self.lines else f"row {index + 1}")
 
 
 def load_file(path: Path, needed: Set[str]) -> RawRows:
@@ -63,22 +42,44 @@ def load_file(path: Path, needed: Set[str]) -> RawRows:
     """
     if path.suffix.lower() == ".parquet":
         return _load_parquet(path)
+    is_json = path.suffix.lower() not in (".csv", ".tsv")
+    if is_json and (packed := _pack_json_lines(path)):
+        return RawRows(str(path), "JSON Lines", len(packed.lines), list(packed.names), packed.batches, packed.lines)
     text = _read_text(path)
-    if path.suffix.lower() not in (".csv", ".tsv"):
+    if is_json:
         one_a_line = path.suffix.lower() != ".json"
         try:
             rows, lines, form = read_objects(f"data.path: {path}", text, needed, one_a_line)
         except RecursionError:
             raise DataError(f"data.path: {path} is nested too deeply. Save a list of objects, one a row.") from None
         names = list(dict.fromkeys(name for row in rows for name in row))
-        return RawRows(str(path), form, len(rows), names, lambda name: [row.get(name) for row in rows], lines)
+
+        def object_batches(names: Sequence[str]) -> Iterator[Batch]:
+            for places in ranges(len(rows)):
+                yield places, {name: [rows[place].get(name) for place in places] for name in names}
+
+        return RawRows(str(path), form, len(rows), names, object_batches, lines)
     table, starts = read_table(f"data.path: {path}", text, needed)
     index = {name: number for number, name in enumerate(table.names)}
 
-    def column(name: str) -> list[Any]:
-        return [cells[index[name]] for cells in table.rows]
+    def table_batches(names: Sequence[str]) -> Iterator[Batch]:
+        for places in ranges(len(table.rows)):
+            yield places, {name: [table.rows[place][index[name]] for place in places] for name in names}
 
-    return RawRows(str(path), f"CSV, {table.form}", len(table.rows), table.names, column, starts)
+    return RawRows(str(path), f"CSV, {table.form}", len(table.rows), table.names, table_batches, starts)
+
+
+def _pack_json_lines(path: Path) -> PackedRows | None:
+    """A file of several objects, one a line, without ever all of its text in memory; None for what is anything else.
+
+    What is wrong with a file is not told here: it is read again, as a whole.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            packed = PackedRows(iterate_lines(file))
+    except (ValueError, RecursionError, FileNotFoundError, PermissionError):
+        return None
+    return packed if len(packed.lines) > 1 else None
 
 
 def _read_text(path: Path) -> str:
@@ -114,7 +115,6 @@ def _encoding_remedy(path: Path, data: bytes, encoding: str | None) -> str:
 
 
 def _load_parquet(path: Path) -> RawRows:
-    import numpy
     import pyarrow
     import pyarrow.parquet
 
@@ -135,14 +135,26 @@ def _load_parquet(path: Path) -> RawRows:
     if len(set(names)) < len(names):
         raise DataError(f"data.path: {path}: each column must be named once, got {', '.join(names)}. Rename one.")
 
-    def column(name: str) -> list[Any]:
-        _check_unpacked_size(path, file.metadata, name)
-        values = reads(lambda: file.read(columns=[name]).column(name))
-        if pyarrow.types.is_floating(values.type) and values.type.bit_width < 64:  # 0.1 would be 0.10000000149
-            return [None if value is None else numpy.float32(value) for value in values.to_pylist()]
-        return list(values.to_pylist())
+    def batches(names: Sequence[str]) -> Iterator[Batch]:
+        for name in names:
+            _check_unpacked_size(path, file.metadata, name)
+        read = file.iter_batches(BATCH_ROWS, columns=list(names))
+        start = 0
+        while (batch := reads(lambda: next(read, None))) is not None:
+            columns = {name: reads(functools.partial(_values, batch.column(name))) for name in names}
+            yield range(start, start + len(batch)), columns
+            start += len(batch)
 
-    return RawRows(str(path), "Parquet", file.metadata.num_rows, names, column)
+    return RawRows(str(path), "Parquet", file.metadata.num_rows, names, batches)
+
+
+def _values(column: pa.Array) -> list[Any]:
+    import numpy
+    import pyarrow
+
+    if pyarrow.types.is_floating(column.type) and column.type.bit_width < 64:  # 0.1 would be 0.10000000149
+        return [None if value is None else numpy.float32(value) for value in column.to_pylist()]
+    return list(column.to_pylist())
 
 
 def _check_unpacked_size(path: Path, metadata: Any, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Set
 from typing import Any
 
 from alpacare_sft.data.conversations import CONVERSATION_COLUMNS, conversation_columns, is_turns
@@ -52,6 +52,19 @@ def read_objects(place: str, text: str, needed: Set[str], one_a_line: bool) -> t
             where = f"line {lines[index]}" if lines else f"row {index + 1}"
             raise DataError(f"{place}, {where}: must be an object with the keys instruction, input and output.")
     return rows, lines, form
+
+
+def iterate_lines(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Objects one a line, each with the number of its line; blank lines are skipped.
+
+    Raises:
+        ValueError: if a line is no object.
+    """
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            if not line.lstrip().startswith("{"):
+                raise ValueError("no object")
+            yield number, _DECODER.decode(line)
 
 
 def _array(place: str, text: str) -> list[Any]:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.encoded import EncodedRows
-from alpacare_sft.data.equality import question_keys
+from alpacare_sft.data.equality import question_digests
 from alpacare_sft.data.hub import commit_of, describe_unused
 from alpacare_sft.data.near_duplicates import find_near_duplicates
 from alpacare_sft.data.publisher_splits import clean_parts, load_parts, split_parts
@@ -179,7 +179,7 @@ def _quantiles(values: Sequence[int]) -> dict[str, float]:
 
 def _count_shared_questions(splits: Mapping[str, Dataset]) -> int:
     """Questions (instruction and input) that stand in more than one split; the draw makes it 0."""
-    questions = [set(question_keys(rows)) for rows in splits.values()]
+    questions = [set(question_digests(rows)) for rows in splits.values()]
     return sum(len(questions[a] & questions[b]) for a in range(3) for b in range(a))
 
 

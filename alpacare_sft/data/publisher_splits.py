@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from alpacare_sft.data.clean import CleanedRows, add_up, clean_rows
-from alpacare_sft.data.equality import question_keys
+from alpacare_sft.data.equality import question_digests
 from alpacare_sft.data.load import LoadedRows, load_rows
 from alpacare_sft.data.sources import resolve_sources
 from alpacare_sft.data.split import SPLITS, split_rows
@@ -65,11 +65,10 @@ def clean_parts(parts: Mapping[str, LoadedRows], clean: CleanSection) -> Cleaned
         The rows, with a column `PART` if there are several parts, and the counts over all of them.
     """
     if list(parts) == [DRAWN]:
-        return clean_rows(parts[DRAWN].columns, clean)
+        return clean_rows(parts[DRAWN].take_batches(), clean)
     results, first_id = [], 0
     for name, part in parts.items():
-        columns = {**part.columns, "id": [first_id + number for number in part.columns["id"]]}
-        result = clean_rows(columns, clean)
+        result = clean_rows(part.take_batches(first_id), clean)
         results.append(dataclasses.replace(result, rows=result.rows.add_column(PART, [name] * len(result.rows))))
         first_id += part.num_loaded
     return add_up(results)
@@ -95,7 +94,7 @@ def split_parts(
     named = _named_splits(splits)
     if not named:
         return split_rows(rows, splits, seed, retain), 0
-    keys, parts = question_keys(rows), rows[PART][:]
+    keys, parts = question_digests(rows), rows[PART][:]
     places = {part: retain([i for i, name in enumerate(parts) if name == part]) for part in (DRAWN, *named)}
     published = {keys[index] for name in named if name != "train" for index in places[name]}
     pool = [index for index in places[DRAWN] if keys[index] not in published]

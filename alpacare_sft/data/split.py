@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from heapq import heappop, heappush
 from itertools import chain, tee
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.data.equality import question_keys
+from alpacare_sft.data.equality import question_digests, question_texts
 from alpacare_sft.errors import DataError
 from alpacare_sft.recipe.sections import SplitsSection
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
 
 SPLITS = ("train", "validation", "test")
@@ -40,17 +41,7 @@ def split_rows(
     Raises:
         DataError: if there are too few rows.
     """
-    groups: dict[tuple[str, str], list[int]] = {}
-    for index, key in enumerate(question_keys(rows)):
-        groups.setdefault(key, []).append(index)
-    instructions, inputs = rows["instruction"][:], rows["input"][:]  # whole columns: one row at a time is slow
-
-    def draw_key(group: list[int]) -> str:
-        # By the text itself and not by its key, so that rows of one spelling are drawn as they always were.
-        text = f"{seed}\x00{instructions[group[0]]}\x00{inputs[group[0]] or ''}"
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    pool = _in_order(groups.values(), draw_key, retain)
+    pool = _in_order(rows, seed, retain)
     available = len(rows)
     if any(isinstance(getattr(splits, name), float) for name in SPLITS):
         pool, counted = tee(pool)
@@ -60,7 +51,7 @@ def split_rows(
     for name in reversed(SPLITS):
         chosen[name], pool = _take(pool, sizes[name])
         if len(chosen[name]) < sizes[name]:
-            _sizes(sum(map(len, _in_order(groups.values(), draw_key, retain))), splits)
+            _sizes(sum(map(len, _in_order(rows, seed, retain))), splits)
             raise DataError(
                 f"data.splits.{name} must be at most {len(chosen[name])}, got {sizes[name]}: no group of rows with "
                 "one question is left whole. Ask for fewer rows."
@@ -68,18 +59,42 @@ def split_rows(
     return {name: chosen[name] for name in SPLITS}
 
 
-def _in_order(
-    groups: Iterable[list[int]], draw_key: Callable[[list[int]], str], retain: Callable[[list[int]], list[int]]
-) -> Iterator[list[int]]:
+def _in_order(rows: Dataset, seed: int, retain: Callable[[list[int]], list[int]]) -> Iterator[list[int]]:
     """What can be drawn of each group, in the order of the draw; that of a group is given by its first such row."""
-    queue = sorted((draw_key(group), group) for group in groups)
-    while queue:
-        key, group = heappop(queue)
+    import numpy as np
+
+    keys = _draw_keys(rows, seed)
+    questions = question_digests(rows)
+    places = np.argsort(questions, kind="stable")  # rows of one question stand together, in their order
+    starts = np.flatnonzero(np.append(True, questions[places[1:]] != questions[places[:-1]])[: len(places)])
+    ends = np.append(starts[1:], len(places))
+    first = places[starts]
+    waiting: list[tuple[bytes, list[int]]] = []  # groups whose first row cannot be drawn
+    for number in np.lexsort((first, keys[first])):
+        group = places[starts[number] : ends[number]].tolist()
+        key = keys[group[0]]
+        while waiting and waiting[0] < (key, group):
+            yield heappop(waiting)[1]
         retained = retain(group)
-        if retained and draw_key(retained) != key:
-            heappush(queue, (draw_key(retained), retained))
+        if retained and keys[retained[0]] != key:
+            heappush(waiting, (keys[retained[0]], retained))
         elif retained:
             yield retained
+    while waiting:
+        yield heappop(waiting)[1]
+
+
+def _draw_keys(rows: Dataset, seed: int) -> np.ndarray:
+    """What orders the draw: SHA-256 over the seed and the text of each row, its first 16 bytes, shape (N,).
+
+    Of the text itself and not of its question key, so that rows of one spelling are drawn as they always were.
+    """
+    import numpy as np
+
+    keys = bytearray()
+    for instruction, given in question_texts(rows):
+        keys += hashlib.sha256(f"{seed}\x00{instruction}\x00{given or ''}".encode()).digest()[:16]
+    return np.frombuffer(keys, "S16")
 
 
 def _sizes(available: int, splits: SplitsSection) -> Mapping[str, int]:

@@ -102,7 +102,7 @@ def load_other_rows(path: str, trained: Recipe, run: RunDirectory, limit: int | 
         source = load_rows(section)
     except DataError as error:  # told of the recipe's keys
         raise DataError(f"--rows {path}, read by the run's section data: {error}") from error
-    cleaned = clean_rows(source.columns, section.clean).rows
+    cleaned = clean_rows(source.take_batches(), section.clean).rows
     if len(cleaned) == 0:
         raise DataError(f"--rows {path}: no row of {source.num_loaded:,} is left after cleaning. Check its columns.")
     train = read_json_lines(run.data / "train.jsonl")
