@@ -93,6 +93,13 @@ def tokenizer(tiny_model: Path) -> Any:
     return load_tokenizer(ModelSection(model_name_or_path=str(tiny_model)))
 
 
+def local_files(path: Any) -> list[Path]:
+    """The local files among the sources of `data.path`."""
+    from alpacare_sft.data.load import resolve_sources
+
+    return [source.file for source in resolve_sources(path) if source.file]
+
+
 def loaded_columns(loaded: Any) -> dict[str, list[Any]]:
     """The columns of loaded rows."""
     import pyarrow as pa

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from alpacare_sft.data.characters import find_damage, find_uncertain, remove_non_printable, straighten_quotes
 from alpacare_sft.data.clean import CleanedRows, clean_rows, is_empty
-from alpacare_sft.data.whitespace import collapse_lines, strip
+from alpacare_sft.data.text import collapse_lines, strip
 from alpacare_sft.recipe.sections import CleanSection
 from alpacare_sft.reporting.pages import CLEANING, cleaning_notes, save_data_report
 from alpacare_sft.reporting.terminal import notes_table

@@ -18,7 +18,7 @@ from datasets import Dataset
 from alpacare_sft.data.hub import describe_unused
 from alpacare_sft.data.load import LoadedRows
 from alpacare_sft.data.prepare import prepare_data
-from alpacare_sft.data.publisher_splits import clean_parts, load_parts, split_parts
+from alpacare_sft.data.split import clean_parts, load_parts, split_parts
 from alpacare_sft.errors import DataError
 from alpacare_sft.recipe.document import dump_yaml
 from alpacare_sft.recipe.loading import load_recipe

@@ -13,10 +13,9 @@ import pytest
 
 from alpacare_sft.data.load import load_rows
 from alpacare_sft.data.prepare import prepare_data
-from alpacare_sft.data.sources import local_files
 from alpacare_sft.errors import DataError
 from alpacare_sft.recipe.sections import DataSection
-from tests.conftest import loaded_columns
+from tests.conftest import loaded_columns, local_files
 
 Row = tuple[str | None, str | None, str | None]
 ROWS = [{"instruction": f"Name bone {n}.", "input": "", "output": f"It is bone {n}."} for n in range(3)]

@@ -18,8 +18,7 @@ from alpacare_sft.data.characters import (
     show_invisible,
     straighten_quotes,
 )
-from alpacare_sft.data.equality import copy_key
-from alpacare_sft.data.whitespace import collapse_all, collapse_lines, lost_structure, strip
+from alpacare_sft.data.text import collapse_all, collapse_lines, copy_key, lost_structure, strip
 from alpacare_sft.recipe.sections import ROW_COLUMNS, CleanSection
 
 if TYPE_CHECKING:

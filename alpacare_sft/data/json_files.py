@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Set
 from typing import Any
 
-from alpacare_sft.data.conversations import CONVERSATION_COLUMNS, conversation_columns, is_turns
+from alpacare_sft.data.columns import CONVERSATION_COLUMNS, conversation_columns, is_turns
 from alpacare_sft.errors import DataError
 
 Objects = list[dict[str, Any]]

@@ -1,27 +1,55 @@
-"""Rows in: from the Hub, from local files or from the package, as text columns.
+"""Rows in: what each entry of `data.path` is, its rows as text columns, and what is said of them.
 
 A fault of a file is reported with the file's name and, where it has one, the line.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import glob
+import os
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alpacare_sft.data.clean import is_empty
-from alpacare_sft.data.columns import TextRows, needed_columns, text_columns
+from alpacare_sft.data.columns import TextRows, list_names, needed_columns, text_columns
 from alpacare_sft.data.files import load_file
 from alpacare_sft.data.hub import load_hub
 from alpacare_sft.data.raw_rows import Batch, RawRows, ranges
-from alpacare_sft.data.sources import resolve_sources
 from alpacare_sft.errors import DataError
-from alpacare_sft.recipe.sections import DataSection
+from alpacare_sft.recipe.names import EMBEDDED_FILES, ENDINGS, is_path
+from alpacare_sft.recipe.sections import DataSection, HubDataset
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
+
+
+DROPPED_CONVERSATIONS = "drop_conversations"
+NUM_SOURCES = 5  # named at a terminal; data/report.json names all
+_REMEDIES = {
+    ".gz": "Unpack it, and name what was in it",
+    ".zip": "Unpack it, and name what was in it",
+    ".xlsx": "Save the sheet as CSV UTF-8",
+    ".xls": "Save the sheet as CSV UTF-8",
+}
+
+
+class Source(NamedTuple):
+    """One local file, or one data set on the Hub.
+
+    Attributes:
+        name: as a person knows it.
+        file: the file, or None.
+        dataset: the data set, or None.
+    """
+
+    name: str
+    file: Path | None = None
+    dataset: HubDataset | None = None
 
 
 @dataclass(frozen=True)
@@ -125,3 +153,114 @@ def _fill_constants(tables: Sequence[pa.Table], data: DataSection) -> tuple[dequ
             filled[name] += sum(empty)
         batches[place] = batch
     return batches, filled
+
+
+def resolve_sources(path: Any, revision: str | None = None) -> list[Source]:
+    """Sources that `data.path` names, in its order, files of a pattern by name, each once.
+
+    Args:
+        path: one entry or a list of them.
+        revision: `data.revision`, which is that of a data set on the Hub whose entry is text.
+
+    Raises:
+        DataError: if a name matches nothing, a directory, or a file of another kind.
+    """
+    sources: dict[str, Source] = {}
+    for entry in path if isinstance(path, list) else [path]:
+        for source in _resolve(entry, revision):
+            sources.setdefault(str(source.file.resolve() if source.file else source.dataset), source)
+    return list(sources.values())
+
+
+def _resolve(entry: str | HubDataset, revision: str | None) -> list[Source]:
+    if isinstance(entry, HubDataset):
+        return [Source(entry.path, dataset=entry)]
+    if entry in EMBEDDED_FILES:
+        return [Source(entry, EMBEDDED_FILES[entry])]
+    try:
+        matches = _matches(Path(entry).expanduser()) if entry.strip() else []
+    except PermissionError as error:
+        raise DataError(f"data.path: {error.filename} may not be read. Give yourself the right, or move it.") from None
+    if matches:
+        return [Source(str(match), _readable(match)) for match in matches]
+    if "://" in entry:
+        raise DataError(f"data.path must name files or a data set on the Hub, got the address {entry}. Download it.")
+    if is_path(entry):
+        raise DataError(f"data.path must name existing files, nothing matches {entry!r}. Check the path.")
+    return [Source(entry, dataset=HubDataset(path=entry, revision=revision))]
+
+
+def _matches(path: Path) -> list[Path]:
+    """The path itself if it exists, else the files that it matches; a directory that exists is no pattern either."""
+    literal = next(parent for parent in (path, *path.parents) if parent.exists())
+    if literal == path:
+        return [path]
+    pattern = os.path.join(glob.escape(str(literal)), *path.parts[len(literal.parts) :])
+    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+    return [match for match in matches if not ("**" in path.parts and match.is_dir())]
+
+
+def _readable(path: Path) -> Path:
+    if path.is_dir():
+        raise DataError(f"data.path must name files, {path} is a directory. {_directory_remedy(path)}")
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        remedy = _REMEDIES.get(ending, "Give it the ending of what it holds, or convert it")
+        raise DataError(f"data.path: {path} must end in {', '.join(ENDINGS)}, got {ending or 'none'}. {remedy}.")
+    return path
+
+
+def _directory_remedy(folder: Path) -> str:
+    if any(folder.glob("*.arrow")):
+        return "It was written by `save_to_disk`: write its rows with `Dataset.to_parquet`, and name that file."
+    inside = glob.iglob(os.path.join(glob.escape(str(folder)), "**"), recursive=True)
+    names = [Path(name) for name in islice(inside, 10_000)]  # a home directory may hold millions
+    names = [name for name in names if name.suffix.lower() in ENDINGS and name.is_file()]
+    if not names:
+        return f"No file in it ends in {', '.join(ENDINGS)}."
+    ending, _ = Counter(name.suffix for name in names).most_common(1)[0]
+    is_deep = any(name.parent != folder for name in names)
+    return f"Write {folder}/{'**/' if is_deep else ''}*{ending}."
+
+
+def reading_steps(sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The step in which conversations of several turns went, as `clean.clean_rows` records steps, if there were any."""
+    if not any("dropped_conversations" in source for source in sources):
+        return []
+    before = sum(source["rows"] for source in sources)
+    dropped = sum(source.get("dropped_conversations", 0) for source in sources)
+    step = {"name": DROPPED_CONVERSATIONS, "rows_before": before, "rows_after": before - dropped}
+    return [{**step, "dropped": dropped, "changed": 0}]
+
+
+def input_hint(sources: Sequence[Mapping[str, Any]]) -> str:
+    """The key to set where a column that is not used looks like the input that no row has, or nothing."""
+    for source in sources:
+        if name := source.get("input_candidate"):
+            return (
+                f"No row has an input, and the column {name} looks like it: to use it, set data.columns.input: {name}."
+            )
+    return ""
+
+
+def describe_sources(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was read and how, the columns that are not used and values that were no text, a line each."""
+    lines = [f"read {source['name']}: {source['rows']:,} rows, {source['format']}" for source in sources[:NUM_SOURCES]]
+    if len(sources) > 1:
+        more = f"and {len(sources) - len(lines):,} more; " if len(sources) > len(lines) else ""
+        lines.append(f"{more}in all {len(sources):,} sources, {sum(source['rows'] for source in sources):,} rows")
+    if unused := list(dict.fromkeys(name for source in sources for name in source["unused_columns"])):
+        lines.append(f"columns not used: {list_names(unused)}")
+    if hint := input_hint(sources):
+        lines.append(hint)
+    converted: Counter[str] = Counter()
+    for source in sources:
+        converted.update(source["converted"])
+    if converted:
+        counts = ", ".join(f"{count:,} in {name}" for name, count in converted.items())
+        lines.append(f"values that are not text, taken as they are written: {counts}")
+    if num_system := sum(source.get("system", 0) for source in sources):
+        lines.append(f"{num_system:,} rows have a system message of their own")
+    if dropped := sum(source.get("dropped_conversations", 0) for source in sources):
+        lines.append(f"{dropped:,} rows that are not one question and one answer are dropped: split them into such")
+    return lines

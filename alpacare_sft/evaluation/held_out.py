@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.clean import clean_rows
-from alpacare_sft.data.equality import question_key
 from alpacare_sft.data.hub import commit_of
 from alpacare_sft.data.load import load_rows
 from alpacare_sft.data.near_duplicates import find_near_duplicates
+from alpacare_sft.data.text import question_key
 from alpacare_sft.errors import DataError, RunError
 from alpacare_sft.model.prompt import PromptEncoder
 from alpacare_sft.recipe.names import EMBEDDED_FILES
