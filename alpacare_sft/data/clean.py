@@ -18,6 +18,7 @@ from alpacare_sft.data.characters import (
     show_invisible,
     straighten_quotes,
 )
+from alpacare_sft.data.raw_rows import text_array
 from alpacare_sft.data.text import collapse_all, collapse_lines, copy_key, lost_structure, strip
 from alpacare_sft.recipe.sections import ROW_COLUMNS, CleanSection
 
@@ -98,6 +99,7 @@ def _clean_batch(
         steps.append({"name": name, **sizes, "dropped": dropped, "changed": changed})
         return after
 
+    names = batch.schema.names
     table: Columns = batch.to_pydict()
     if clean.drop_missing:
         table = count("drop_missing", table, _drop_missing(table, clean.no_input_marks))
@@ -114,8 +116,8 @@ def _clean_batch(
     if clean.drop_duplicates:
         table = count("drop_duplicates_after_cleaning", table, _drop_duplicates(table, copy_key, seen_cleaned))
     notes = {name: _note(name, cleaned if name == "short_answers" else table, source, clean) for name in NOTES}
-    types = {name: pa.int64() if name == "id" else pa.string() for name in batch.schema.names}
-    return pa.record_batch({name: table[name] for name in types}, pa.schema(types)), steps, notes
+    arrays = {name: pa.array(table[name], pa.int64()) if name == "id" else text_array(table[name]) for name in names}
+    return pa.record_batch(arrays), steps, notes
 
 
 def _data_set(batches: Iterable[pa.RecordBatch]) -> Dataset:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from alpacare_sft.data.raw_rows import RawRows, as_list
+from alpacare_sft.data.raw_rows import RawRows, as_list, text_array
 from alpacare_sft.errors import DataError
 from alpacare_sft.recipe.sections import ROW_COLUMNS, TEXT_COLUMNS, DataSection
 
@@ -157,8 +157,6 @@ def _texts(
     raw: RawRows, ours: str, values: pa.Array | list[Any], places: Sequence[int]
 ) -> tuple[pa.Array | pa.ChunkedArray, int]:
     """Values as text or null, and how many were something else; a number is written as its source writes it."""
-    import pyarrow as pa
-
     if not isinstance(values, list):
         return values, 0
     others = [number for number, value in enumerate(values) if type(value) is not str and value is not None]
@@ -177,7 +175,7 @@ def _texts(
             raise DataError(
                 f"{raw.place(places[number])}: {ours} holds half a character (a lone surrogate). Mend the text."
             )
-    return pa.array(texts, pa.string()), sum(texts[number] is not None for number in others)
+    return text_array(texts), sum(texts[number] is not None for number in others)
 
 
 def _text(value: Any) -> str | None:

@@ -10,12 +10,13 @@ import codecs
 import functools
 import re
 from collections.abc import Callable, Iterator, Sequence, Set
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.delimited import read_table
-from alpacare_sft.data.json_files import iterate_lines, read_objects
-from alpacare_sft.data.raw_rows import BATCH_ROWS, Batch, PackedRows, RawRows, ranges
+from alpacare_sft.data.json_files import iterate_objects, read_objects
+from alpacare_sft.data.raw_rows import BATCH_ROWS, Batch, PackedRows, RawRows
 from alpacare_sft.errors import DataError, first_line
 
 if TYPE_CHECKING:
@@ -42,44 +43,33 @@ def load_file(path: Path, needed: Set[str]) -> RawRows:
     """
     if path.suffix.lower() == ".parquet":
         return _load_parquet(path)
-    is_json = path.suffix.lower() not in (".csv", ".tsv")
-    if is_json and (packed := _pack_json_lines(path)):
-        return RawRows(str(path), "JSON Lines", len(packed.lines), list(packed.names), packed.batches, packed.lines)
-    text = _read_text(path)
-    if is_json:
-        one_a_line = path.suffix.lower() != ".json"
-        try:
-            rows, lines, form = read_objects(f"data.path: {path}", text, needed, one_a_line)
-        except RecursionError:
-            raise DataError(f"data.path: {path} is nested too deeply. Save a list of objects, one a row.") from None
-        names = list(dict.fromkeys(name for row in rows for name in row))
-
-        def object_batches(names: Sequence[str]) -> Iterator[Batch]:
-            for places in ranges(len(rows)):
-                yield places, {name: [rows[place].get(name) for place in places] for name in names}
-
-        return RawRows(str(path), form, len(rows), names, object_batches, lines)
-    table, starts = read_table(f"data.path: {path}", text, needed)
-    index = {name: number for number, name in enumerate(table.names)}
-
-    def table_batches(names: Sequence[str]) -> Iterator[Batch]:
-        for places in ranges(len(table.rows)):
-            yield places, {name: [table.rows[place][index[name]] for place in places] for name in names}
-
-    return RawRows(str(path), f"CSV, {table.form}", len(table.rows), table.names, table_batches, starts)
+    if path.suffix.lower() in (".csv", ".tsv"):
+        table, lines = read_table(f"data.path: {path}", _read_text(path), needed)
+        packed = PackedRows(
+            zip(lines, (dict(zip(table.names, cells, strict=True)) for cells in table.rows), strict=True)
+        )
+        return RawRows(str(path), f"CSV, {table.form}", len(lines), table.names, packed.batches, lines)
+    try:
+        return _load_json(path, needed)
+    except RecursionError:
+        raise DataError(f"data.path: {path} is nested too deeply. Save a list of objects, one a row.") from None
 
 
-def _pack_json_lines(path: Path) -> PackedRows | None:
-    """A file of several objects, one a line, without ever all of its text in memory; None for what is anything else.
-
-    What is wrong with a file is not told here: it is read again, as a whole.
-    """
+def _load_json(path: Path, needed: Set[str]) -> RawRows:
+    lines: Sequence[int] | None
     try:
         with path.open(encoding="utf-8-sig") as file:
-            packed = PackedRows(iterate_lines(file))
-    except (ValueError, RecursionError, FileNotFoundError, PermissionError):
-        return None
-    return packed if len(packed.lines) > 1 else None
+            numbered, form = iterate_objects(file)
+            packed = PackedRows(numbered)
+        is_whole = len(packed.lines) > 1  # one object may hold the rows
+        lines = packed.lines if form == "JSON Lines" else None
+    except (ValueError, FileNotFoundError, PermissionError):
+        is_whole = False
+    if not is_whole:  # another form, or a fault that is told once all of the text is there
+        one_a_line = path.suffix.lower() != ".json"
+        rows, lines, form = read_objects(f"data.path: {path}", _read_text(path), needed, one_a_line)
+        packed = PackedRows(zip(lines or count(1), rows, strict=False))
+    return RawRows(str(path), form, len(packed.lines), list(packed.names), packed.batches, lines)
 
 
 def _read_text(path: Path) -> str:

@@ -18,7 +18,7 @@ from alpacare_sft.data.clean import is_empty
 from alpacare_sft.data.columns import TextRows, list_names, needed_columns, text_columns
 from alpacare_sft.data.files import load_file
 from alpacare_sft.data.hub import load_hub
-from alpacare_sft.data.raw_rows import Batch, RawRows, ranges
+from alpacare_sft.data.raw_rows import Batch, RawRows, ranges, text_array
 from alpacare_sft.errors import DataError
 from alpacare_sft.recipe.names import EMBEDDED_FILES, ENDINGS, is_path
 from alpacare_sft.recipe.sections import DataSection, HubDataset
@@ -149,7 +149,7 @@ def _fill_constants(tables: Sequence[pa.Table], data: DataSection) -> tuple[dequ
             texts = batch[name].to_pylist()
             empty = [is_empty(text, data.clean.no_input_marks) for text in texts]
             texts = [constant if gap else text for gap, text in zip(empty, texts, strict=True)]
-            batch = batch.set_column(batch.schema.get_field_index(name), name, pa.array(texts, pa.string()))
+            batch = batch.set_column(batch.schema.get_field_index(name), name, text_array(texts))
             filled[name] += sum(empty)
         batches[place] = batch
     return batches, filled
