@@ -45,10 +45,7 @@ def load_file(path: Path, needed: Set[str]) -> RawRows:
         return _load_parquet(path)
     if path.suffix.lower() in (".csv", ".tsv"):
         table, lines = read_table(f"data.path: {path}", _read_text(path), needed)
-        packed = PackedRows(
-            zip(lines, (dict(zip(table.names, cells, strict=True)) for cells in table.rows), strict=True)
-        )
-        return RawRows(str(path), f"CSV, {table.form}", len(lines), table.names, packed.batches, lines)
+        return RawRows(str(path), f"CSV, {table.form}", len(lines), table.names, table.rows.batches, lines)
     try:
         return _load_json(path, needed)
     except RecursionError:
