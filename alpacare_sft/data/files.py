@@ -1,7 +1,7 @@
 """Local files in: their rows under the names that the file gives, and what is wrong with them, by line.
 
-Read by ourselves, each file once: a builder of `datasets` takes types from the first block of a column, which later
-rows contradict, parses columns that nobody needs, and keeps what it read by the file's time.
+Read by ourselves, each file once unless it is wrong: a builder of `datasets` takes types from the first block of a
+column, which later rows contradict, parses columns that nobody needs, and keeps what it read by the file's time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def load_file(path: Path, needed: Set[str]) -> RawRows:
     """The rows of one file.
 
     Args:
-        path: a file in one of `sources.ENDINGS`.
+        path: a file in one of `names.ENDINGS`.
         needed: names that its columns should have; they tell the dialects of CSV and the forms of JSON apart.
 
     Raises:
@@ -53,6 +53,7 @@ def load_file(path: Path, needed: Set[str]) -> RawRows:
 
 
 def _load_json(path: Path, needed: Set[str]) -> RawRows:
+    """Objects one after another; all of the text at once only for other forms, and to say what is wrong."""
     lines: Sequence[int] | None
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -62,7 +63,7 @@ def _load_json(path: Path, needed: Set[str]) -> RawRows:
         lines = packed.lines if form == "JSON Lines" else None
     except (ValueError, FileNotFoundError, PermissionError):
         is_whole = False
-    if not is_whole:  # another form, or a fault that is told once all of the text is there
+    if not is_whole:
         one_a_line = path.suffix.lower() != ".json"
         rows, lines, form = read_objects(f"data.path: {path}", _read_text(path), needed, one_a_line)
         packed = PackedRows(zip(lines or count(1), rows, strict=False))

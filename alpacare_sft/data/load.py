@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-
 DROPPED_CONVERSATIONS = "drop_conversations"
 NUM_SOURCES = 5  # named at a terminal; data/report.json names all
 _REMEDIES = {
