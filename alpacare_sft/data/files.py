@@ -89,7 +89,7 @@ def _read_text(path: Path) -> str:
         raise DataError(
             f"data.path: {path}, line {line}: not UTF-8 text{_encoding_remedy(path, data, encoding)}"
         ) from None
-    if not text.strip():
+    if not text or text.isspace():  # `strip` would copy it
         raise DataError(f"data.path: {path} is empty. It must hold at least one row.")
     return text
 
