@@ -93,6 +93,25 @@ def tokenizer(tiny_model: Path) -> Any:
     return load_tokenizer(ModelSection(model_name_or_path=str(tiny_model)))
 
 
+def local_files(path: Any) -> list[Path]:
+    """The local files among the sources of `data.path`."""
+    from alpacare_sft.data.load import resolve_sources
+
+    return [source.file for source in resolve_sources(path) if source.file]
+
+
+def loaded_columns(loaded: Any) -> dict[str, list[Any]]:
+    """The columns of loaded rows."""
+    import pyarrow as pa
+
+    return dict(pa.Table.from_batches(loaded.batches).to_pydict())
+
+
+def batches_of(rows: Any) -> list[Any]:
+    """The rows of a data set as `clean_rows` takes them."""
+    return list(rows.data.table.to_batches(max_chunksize=3))  # few, so that each test sees several
+
+
 def tiny_document(tiny_model: Path, output_dir: Path) -> dict[str, Any]:
     """A recipe that trains the tiny model on embedded rows in seconds."""
     return {

@@ -19,6 +19,7 @@ from alpacare_sft.data.clean import (
 )
 from alpacare_sft.data.load import load_rows
 from alpacare_sft.recipe.sections import CleanSection, DataSection
+from tests.conftest import batches_of
 
 OFF: dict[str, Any] = {
     "drop_missing": False,
@@ -43,7 +44,7 @@ def dataset(rows: Sequence[tuple[str | None, str | None, str | None]]) -> Any:
 
 def cleaned(rows: Sequence[Any], **steps: Any) -> tuple[list[Any], list[tuple[str, int, int]]]:
     """Rows kept, and each step with what it dropped and changed; every step is off but those named."""
-    result = clean_rows(dataset(rows), CleanSection(**{**OFF, **steps}))
+    result = clean_rows(batches_of(dataset(rows)), CleanSection(**{**OFF, **steps}))
     kept = result.rows
     texts = list(zip(kept["instruction"], kept["input"], kept["output"], strict=True))
     return texts, [(step["name"], step["dropped"], step["changed"]) for step in result.steps]
@@ -51,7 +52,7 @@ def cleaned(rows: Sequence[Any], **steps: Any) -> tuple[list[Any], list[tuple[st
 
 @pytest.fixture(scope="module")
 def dirty() -> Any:
-    return load_rows(DataSection(path="embedded_dirty")).columns
+    return list(load_rows(DataSection(path="embedded_dirty")).batches)
 
 
 @pytest.mark.parametrize("step", [strip, collapse_all, collapse_lines, remove_non_printable, straighten_quotes])
@@ -165,7 +166,7 @@ def test_a_row_with_another_system_turn_is_no_copy() -> None:
     rows = [
         {"id": n, "system": system, **texts} for n, system in enumerate(["Be brief.", None, "Be brief.", "Be kind."])
     ]
-    kept = clean_rows(Dataset.from_list(rows), CleanSection(**{**OFF, "drop_duplicates": True})).rows
+    kept = clean_rows(batches_of(Dataset.from_list(rows)), CleanSection(**{**OFF, "drop_duplicates": True})).rows
     assert list(kept["id"]) == [0, 1, 3]
 
 
@@ -217,14 +218,14 @@ def test_dirty_rows_come_out_as_a_person_would_write_them(dirty: Any) -> None:
 @pytest.mark.parametrize("path", ["embedded", "embedded_dirty"])
 def test_cleaning_twice_is_cleaning_once(path: str, keep_newlines: bool) -> None:
     clean = CleanSection(keep_newlines=keep_newlines)
-    once = clean_rows(load_rows(DataSection(path=path)).columns, clean).rows
-    twice = clean_rows(once, clean)
+    once = clean_rows(load_rows(DataSection(path=path)).batches, clean).rows
+    twice = clean_rows(batches_of(once), clean)
     assert twice.rows.to_list() == once.to_list()
     assert {(step["dropped"], step["changed"]) for step in twice.steps} == {(0, 0)}
 
 
 def test_the_embedded_rows_are_clean() -> None:
-    steps = clean_rows(load_rows(DataSection(path="embedded")).columns, CleanSection()).steps
+    steps = clean_rows(load_rows(DataSection(path="embedded")).batches, CleanSection()).steps
     assert {(step["dropped"], step["changed"]) for step in steps} == {(0, 0)}
 
 
@@ -242,5 +243,5 @@ def test_white_space_around_an_invisible_character_is_one_run_once_it_is_gone() 
             "output": ["One \u200b two.\n\n\u200b\n\n\nThree."],
         }
     )
-    cleaned = clean_rows(rows, CleanSection()).rows
+    cleaned = clean_rows(batches_of(rows), CleanSection()).rows
     assert cleaned[0]["output"] == "One two.\n\nThree."

@@ -13,17 +13,18 @@ from rich.console import Console
 
 from alpacare_sft.data.characters import find_damage, find_uncertain, remove_non_printable, straighten_quotes
 from alpacare_sft.data.clean import CleanedRows, clean_rows, is_empty
-from alpacare_sft.data.whitespace import collapse_lines, strip
+from alpacare_sft.data.text import collapse_lines, strip
 from alpacare_sft.recipe.sections import CleanSection
 from alpacare_sft.reporting.pages import CLEANING, cleaning_notes, save_data_report
 from alpacare_sft.reporting.terminal import notes_table
+from tests.conftest import batches_of
 
 FILLER = "This is a whole sentence."
 
 
 def clean(*outputs: str, **keys: Any) -> CleanedRows:
     rows = [{"id": n, "instruction": f"Question {n}?", "input": "", "output": text} for n, text in enumerate(outputs)]
-    return clean_rows(Dataset.from_list(rows), CleanSection(**keys))
+    return clean_rows(batches_of(Dataset.from_list(rows)), CleanSection(**keys))
 
 
 def cleaned(text: str, **keys: Any) -> str:
@@ -248,7 +249,7 @@ def test_what_can_be_an_answer_or_an_entry_is_not_empty(text: str) -> None:
 def test_a_mark_counts_as_empty_in_every_column() -> None:
     texts = [("nan", "", FILLER), (FILLER, "null", "N/A"), (FILLER, "<NA>", FILLER), (FILLER, "Na", FILLER)]
     rows = [dict(zip(("instruction", "input", "output"), row, strict=True)) for row in texts]
-    result = clean_rows(Dataset.from_list([{"id": n, **row} for n, row in enumerate(rows)]), CleanSection())
+    result = clean_rows(batches_of(Dataset.from_list([{"id": n, **row} for n, row in enumerate(rows)])), CleanSection())
     assert [(row["id"], row["input"]) for row in result.rows] == [(2, ""), (3, "Na")]
     assert result.steps[0]["dropped"] == 2
     assert counts(result) == {"ambiguous_inputs": 1}
@@ -260,7 +261,7 @@ def test_a_system_turn_is_cleaned_and_never_a_reason_to_drop() -> None:
         {"id": n, "system": text, "instruction": f"Question {n}?", "input": "", "output": FILLER}
         for n, text in enumerate(systems)
     ]
-    result = clean_rows(Dataset.from_list(rows), CleanSection())
+    result = clean_rows(batches_of(Dataset.from_list(rows)), CleanSection())
     assert list(result.rows["system"]) == [None, "", 'be "kind"', "nan"]
 
 

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from alpacare_sft.cli import main
-from alpacare_sft.data.clean import dataset_of
 from alpacare_sft.data.load import load_rows
 from alpacare_sft.data.prepare import prepare_data
 from alpacare_sft.errors import DataError
 from alpacare_sft.recipe.sections import DataSection
+from tests.conftest import loaded_columns
 
 ASK, ANSWER = {"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A bone."}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -40,22 +41,22 @@ SYSTEM_ROWS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=list(ROWS))
 def test_one_question_and_one_answer_are_a_row(row: dict[str, Any], write_rows: Callable[..., Path]) -> None:
-    rows = dataset_of(load_rows(DataSection(path=str(write_rows([row])))).columns)
-    assert rows.to_list() == [{"instruction": "What is it?", "input": None, "output": "A bone.", "id": 0}]
+    rows = pa.Table.from_batches(load_rows(DataSection(path=str(write_rows([row])))).batches)
+    assert rows.to_pylist() == [{"instruction": "What is it?", "input": None, "output": "A bone.", "id": 0}]
 
 
 @pytest.mark.parametrize("row", SYSTEM_ROWS.values(), ids=list(SYSTEM_ROWS))
 def test_a_rows_own_system_turn_is_a_column(row: dict[str, Any], write_rows: Callable[..., Path]) -> None:
     other = {"messages": [ASK, ANSWER]} if "messages" in row else {}
     loaded = load_rows(DataSection(path=str(write_rows([row, other] if other else [row]))))
-    assert list(loaded.columns["system"]) == ["Be brief.", *([None] if other else [])]
+    assert loaded_columns(loaded)["system"] == ["Be brief.", *([None] if other else [])]
     assert loaded.sources[0]["system"] == 1
 
 
 def test_a_system_column_of_another_name_is_mapped(write_rows: Callable[..., Path]) -> None:
     path = write_rows([{"system_prompt": "Be brief.", "question": "What?", "response": "That."}])
     columns = {"system": "system_prompt", "instruction": "question", "output": "response"}
-    assert list(load_rows(DataSection(path=str(path), columns=columns)).columns["system"]) == ["Be brief."]
+    assert loaded_columns(load_rows(DataSection(path=str(path), columns=columns)))["system"] == ["Be brief."]
 
 
 OTHERS: dict[str, list[Any]] = {
@@ -107,7 +108,7 @@ def test_what_is_no_conversation_is_told_by_its_line(value: Any, message: str, w
 def test_columns_that_a_recipe_names_win_over_conversations(write_rows: Callable[..., Path]) -> None:
     path = write_rows([{"messages": [ASK, ANSWER], "q": "Where?", "a": "There."}])
     loaded = load_rows(DataSection(path=str(path), columns={"instruction": "q", "output": "a"}))
-    assert loaded.columns == {"instruction": ["Where?"], "input": [None], "output": ["There."], "id": [0]}
+    assert loaded_columns(loaded) == {"instruction": ["Where?"], "input": [None], "output": ["There."], "id": [0]}
     assert loaded.sources[0]["unused_columns"] == ["messages"]
 
 
@@ -133,7 +134,7 @@ def test_a_hint_about_missing_columns_leads_to_rows_when_it_is_followed(
         load_rows(DataSection(path=str(path)))
     assert f"Set data.columns to {NAMES[names]}" in str(refused.value)
     columns = yaml.safe_load(NAMES[names])
-    row = dataset_of(load_rows(DataSection(path=str(path), columns=columns)).columns)[0]
+    row = load_rows(DataSection(path=str(path), columns=columns)).batches[0].to_pylist()[0]
     assert {ours: row[ours] for ours in columns} == {ours: f"text of {theirs}" for ours, theirs in columns.items()}
 
 
@@ -189,5 +190,7 @@ def test_words_for_nothing_are_empty_for_constants_too(write_rows: Callable[...,
     data = DataSection(path=str(write_rows(rows)), constants=constants)
     loaded = load_rows(data)
     empty = [word for word in words if word.strip(" .<>").casefold() in {"", *data.clean.no_input_marks}]
-    assert loaded.columns["instruction"] == [constants["instruction"] if word in empty else word for word in words]
+    assert loaded_columns(loaded)["instruction"] == [
+        constants["instruction"] if word in empty else word for word in words
+    ]
     assert loaded.filled == {"instruction": len(empty), "input": len(empty)} and "nan" in empty

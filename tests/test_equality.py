@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alpacare_sft.data.equality import copy_key, question_key
+from alpacare_sft.data.text import copy_key, question_key
 from alpacare_sft.errors import ModelError, RecipeError
 from alpacare_sft.evaluation.held_out import Selection
 from alpacare_sft.model.adapter import other_base

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from alpacare_sft.data.clean import clean_rows
 from alpacare_sft.data.load import LoadedRows, load_rows
+from alpacare_sft.data.raw_rows import BATCH_ROWS
 from alpacare_sft.errors import DataError
-from alpacare_sft.recipe.sections import DataSection
+from alpacare_sft.recipe.sections import CleanSection, DataSection
+from tests.conftest import loaded_columns
 
 HEAD = "instruction,input,output\n"
 ROWS = [{"instruction": f"Name vessel {n}.", "input": "", "output": f"Vessel {n}, a vein."} for n in range(3)]
@@ -32,7 +35,7 @@ def read(tmp_path: Path) -> Callable[..., LoadedRows]:
 
 
 def texts(loaded: LoadedRows) -> list[tuple[str | None, ...]]:
-    rows = loaded.columns
+    rows = loaded_columns(loaded)
     return list(zip(rows["instruction"], rows["input"], rows["output"], strict=True))
 
 
@@ -226,8 +229,54 @@ def test_types_of_later_rows_never_matter(read: Callable[..., LoadedRows]) -> No
     rows = [*[early] * 500, early | {"input": "a note", "seen": "unknown", "n": [{"a": 1}]}]
     loaded = read(lines(*rows), ".jsonl")
     assert texts(loaded)[-1] == ("What?", "a note", "That.")
-    assert set(loaded.columns["input"][:500]) == {None}
+    assert set(loaded_columns(loaded)["input"][:500]) == {None}
     assert loaded.sources[0]["unused_columns"] == ["seen", "n"]
+
+
+def test_columns_and_types_of_later_batches_never_matter(read: Callable[..., LoadedRows]) -> None:
+    rows: list[dict[str, Any]] = [
+        {"instruction": f"What is {n}?", "output": "That."} for n in range(2 * BATCH_ROWS + 9)
+    ]
+    rows[BATCH_ROWS + 1] |= {"input": "a note", "output": 0.5}
+    expected = [(row["instruction"], row.get("input"), str(row["output"])) for row in rows]
+    for content, ending in (
+        (lines(*rows), ".jsonl"),
+        (json.dumps(rows), ".json"),
+        (json.dumps(rows, indent=1), ".json"),
+    ):
+        loaded = read(content, ending)
+        assert texts(loaded) == expected
+        assert loaded_columns(loaded)["id"] == list(range(len(rows)))
+        assert loaded.sources[0]["converted"] == {"output": 1}
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".parquet"])
+def test_only_a_batch_of_rows_is_python_objects_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    import tracemalloc  # Arrow's memory is not traced
+
+    from datasets import Dataset
+
+    for module in ("raw_rows", "files"):
+        monkeypatch.setattr(f"alpacare_sft.data.{module}.BATCH_ROWS", 50)
+    monkeypatch.setattr("alpacare_sft.data.json_files._BLOCK", 1 << 14)
+    rows = [{"instruction": f"What is {n}?", "output": f"It is {n}. " * 200} for n in range(1_000)]
+    path = tmp_path / f"rows{ending}"
+    if ending == ".parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    else:
+        path.write_text(lines(*rows) if ending == ".jsonl" else json.dumps(rows))
+    num_rows, size = len(rows), sum(len(row["output"]) for row in rows)
+    del rows
+    section = DataSection(path=str(path))
+    clean_rows(load_rows(section).take_batches(), CleanSection())  # imports
+    tracemalloc.start()
+    kept = clean_rows(load_rows(section).take_batches(), CleanSection()).rows
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(kept) == num_rows
+    assert peak < size / 2
 
 
 @pytest.mark.slow
@@ -285,15 +334,15 @@ def test_what_is_read_belongs_to_the_content_not_to_the_time(tmp_path: Path) -> 
     for word in ("vein", "bone"):
         path.write_text(lines({"instruction": "What?", "output": word}), encoding="utf-8")
         os.utime(path, (1, 1))
-        assert list(load_rows(DataSection(path=str(path))).columns["output"]) == [word]
+        assert loaded_columns(load_rows(DataSection(path=str(path))))["output"] == [word]
 
 
 def test_a_fault_of_the_disk_is_not_one_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rows.jsonl").write_text(lines(*ROWS))
 
-    def broken(path: Path) -> bytes:
+    def broken(path: Path, *_: Any, **__: Any) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(Path, "read_bytes", broken)
+    monkeypatch.setattr(Path, "open", broken)
     with pytest.raises(OSError, match="Input/output error"):
         load_rows(DataSection(path=str(tmp_path / "rows.jsonl")))

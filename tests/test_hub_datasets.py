@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from datasets import Dataset
 from alpacare_sft.data.hub import describe_unused
 from alpacare_sft.data.load import LoadedRows
 from alpacare_sft.data.prepare import prepare_data
-from alpacare_sft.data.publisher_splits import clean_parts, load_parts, split_parts
+from alpacare_sft.data.split import clean_parts, load_parts, split_parts
 from alpacare_sft.errors import DataError
 from alpacare_sft.recipe.document import dump_yaml
 from alpacare_sft.recipe.loading import load_recipe
@@ -27,7 +28,7 @@ from alpacare_sft.recipe.sections import CleanSection, DataSection, HubDataset, 
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.run.record import recorded
 from alpacare_sft.run.trained import read_stored_recipe
-from tests.conftest import tiny_document
+from tests.conftest import batches_of, tiny_document
 from tests.hub_server import Hub, Repository, serve
 from tests.test_hub_errors import CONFIGURATIONS, DRIVER
 
@@ -180,9 +181,8 @@ def test_several_entries_are_read_in_their_order(runs: Path, hub: Hub) -> None:
 
 
 def loaded(name: str) -> LoadedRows:
-    rows = Dataset.from_list(SPLITS[name])
-    columns = {"id": list(range(len(rows))), **{column: rows[column][:] for column in rows.column_names}}
-    return LoadedRows(columns, {}, [{"rows": len(rows)}], [])
+    rows = Dataset.from_list([{"id": n, **row} for n, row in enumerate(SPLITS[name])])
+    return LoadedRows(deque(batches_of(rows)), {}, [{"rows": len(rows)}], [])
 
 
 def test_a_copy_of_a_test_row_costs_the_training_row_not_the_test_row() -> None:

@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 
 from alpacare_sft.data.near_duplicates import find_near_duplicates
-from alpacare_sft.data.report import repetition
+from alpacare_sft.data.text import repetition
 
 LETTER = "Hello doctor, I have had a dry cough for two weeks and a fever since Monday. What should I do about it now?"
 

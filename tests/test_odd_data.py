@@ -13,9 +13,9 @@ import pytest
 
 from alpacare_sft.data.load import load_rows
 from alpacare_sft.data.prepare import prepare_data
-from alpacare_sft.data.sources import local_files
 from alpacare_sft.errors import DataError
 from alpacare_sft.recipe.sections import DataSection
+from tests.conftest import loaded_columns, local_files
 
 Row = tuple[str | None, str | None, str | None]
 ROWS = [{"instruction": f"Name bone {n}.", "input": "", "output": f"It is bone {n}."} for n in range(3)]
@@ -25,7 +25,7 @@ CSV = "instruction,input,output\n" + "".join(f"{row['instruction']},,{row['outpu
 
 
 def loaded(path: str | Path | list[str], **keys: Any) -> list[Row]:
-    rows = load_rows(DataSection(path=path if isinstance(path, list) else str(path), **keys)).columns
+    rows = loaded_columns(load_rows(DataSection(path=path if isinstance(path, list) else str(path), **keys)))
     assert list(rows) == ["instruction", "input", "output", "id"]
     assert rows["id"] == list(range(len(rows["id"])))
     return list(zip(rows["instruction"], rows["input"], rows["output"], strict=True))
@@ -133,7 +133,7 @@ def test_a_constant_stands_in_for_what_is_missing_or_empty_and_is_counted(write_
     rows = [{"instruction": text, "output": "That."} for text in ("What?", "", None, "  ")]
     data = DataSection(path=str(write_rows(rows)), constants={"instruction": "Answer.", "input": "Nothing else."})
     loaded = load_rows(data)
-    filled, counts = loaded.columns, loaded.filled
+    filled, counts = loaded_columns(loaded), loaded.filled
     assert list(filled["instruction"]) == ["What?", "Answer.", "Answer.", "Answer."]
     assert list(filled["input"]) == ["Nothing else."] * 4
     assert counts == {"instruction": 3, "input": 4}

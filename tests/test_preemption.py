@@ -88,7 +88,7 @@ print("last status", attempt(recipe, killed)[0], flush=True)
 # In the order in which one run meets them; each attempt goes on where the one before was killed.
 MOMENTS = {
     "data, while rows are tokenized": "alpacare_sft.model.prompt:PromptEncoder.encode_rows@1",
-    "data, while its directory is written": "alpacare_sft.data.saving:write_json@1",
+    "data, while its directory is written": "alpacare_sft.data.report:write_json@1",
     "a step, between its two micro-batches": "alpacare_sft.training.trainer:AnswerSFTTrainer.compute_loss@4",
     "a step, before the weights change": "torch.optim:AdamW.step@2",
     "a checkpoint, while the optimizer is written": "torch:save@2",

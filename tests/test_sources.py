@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from alpacare_sft.data.load import load_rows
-from alpacare_sft.data.report import describe_sources
-from alpacare_sft.data.sources import local_files, resolve_sources
+from alpacare_sft.data.load import describe_sources, load_rows, resolve_sources
 from alpacare_sft.errors import DataError
 from alpacare_sft.recipe.sections import DataSection, HubDataset
+from tests.conftest import local_files
 
 
 def write(path: Path, count: int = 1) -> Path:

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 import alpacare_sft
-from alpacare_sft.data.report import repetition
-from alpacare_sft.data.words import find_words, split_words, word_spans
+from alpacare_sft.data.text import find_words, repetition, split_words, word_spans
 
 
 @pytest.mark.parametrize(

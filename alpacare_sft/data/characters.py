@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from alpacare_sft.data.whitespace import strip, unify_breaks
+from alpacare_sft.data.text import strip, unify_breaks
 
 # A low quote opens. After a letter or a digit it is a comma of another font, as in 3‚5 mg. After `â€`, curly quotes
 # are halves of damaged characters, which only whoever made them can mend. Primes (′ ″) measure and do not quote.

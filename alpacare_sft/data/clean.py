@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -18,14 +18,17 @@ from alpacare_sft.data.characters import (
     show_invisible,
     straighten_quotes,
 )
-from alpacare_sft.data.equality import copy_key
-from alpacare_sft.data.whitespace import collapse_all, collapse_lines, lost_structure, strip
+from alpacare_sft.data.raw_rows import text_array
+from alpacare_sft.data.text import collapse_all, collapse_lines, copy_key, lost_structure, strip
 from alpacare_sft.recipe.sections import ROW_COLUMNS, CleanSection
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 Columns = dict[str, list[Any]]
+Steps = list[dict[str, Any]]
+Notes = dict[str, dict[str, Any]]
 
 NOTES = (
     "structure_lost",
@@ -58,18 +61,37 @@ class CleanedRows:
     """
 
     rows: Dataset
-    steps: list[dict[str, Any]]
-    notes: dict[str, dict[str, Any]]
+    steps: Steps
+    notes: Notes
 
 
-def clean_rows(rows: Dataset | Columns, clean: CleanSection) -> CleanedRows:
-    """Clean rows.
+def clean_rows(batches: Iterable[pa.RecordBatch], clean: CleanSection) -> CleanedRows:
+    """Clean rows, one batch after another.
 
     Args:
-        rows: columns id, instruction, input and output, and system where a row has one; text or null.
+        batches: columns id, instruction, input and output, and system where a row has one; text or null. At least one.
         clean: which steps to take.
     """
-    steps: list[dict[str, Any]] = []
+    seen: tuple[set[bytes], set[bytes]] = (set(), set())
+    parts = [_clean_batch(batch, clean, *seen) for batch in batches]
+    steps, notes = _add_up([(steps, notes) for _, steps, notes in parts])
+    return CleanedRows(_data_set([rows for rows, _, _ in parts]), steps, notes)
+
+
+def _clean_batch(
+    batch: pa.RecordBatch, clean: CleanSection, seen: set[bytes], seen_cleaned: set[bytes]
+) -> tuple[pa.RecordBatch, Steps, Notes]:
+    """The rows of a batch, cleaned, and their counts.
+
+    Args:
+        batch: the rows.
+        clean: which steps to take.
+        seen: digests of the rows of the batches before, to which those of this one are added.
+        seen_cleaned: the same of cleaned rows.
+    """
+    import pyarrow as pa
+
+    steps: Steps = []
 
     def count(name: str, before: Columns, after: Columns, changed: int = 0) -> Columns:
         sizes = {"rows_before": len(before["id"]), "rows_after": len(after["id"])}
@@ -77,13 +99,12 @@ def clean_rows(rows: Dataset | Columns, clean: CleanSection) -> CleanedRows:
         steps.append({"name": name, **sizes, "dropped": dropped, "changed": changed})
         return after
 
-    # Whole columns: a row at a time is slow.
-    table: Columns = rows if isinstance(rows, dict) else {name: rows[name][:] for name in rows.column_names}
-    names = list(table)
+    names = batch.schema.names
+    table: Columns = batch.to_pydict()
     if clean.drop_missing:
         table = count("drop_missing", table, _drop_missing(table, clean.no_input_marks))
     if clean.drop_duplicates:
-        table = count("drop_duplicates", table, _drop_duplicates(table, str))
+        table = count("drop_duplicates", table, _drop_duplicates(table, str, seen))
     source, table = table, _clean_texts(table, clean)
     for name in _text_steps(clean):
         count(name, table, table, len(_flagged(table, name)))
@@ -93,33 +114,42 @@ def clean_rows(rows: Dataset | Columns, clean: CleanSection) -> CleanedRows:
     if clean.no_input_marks:
         count("no_input_marks", table, table, len(_flagged(table, "no_input_marks")))
     if clean.drop_duplicates:
-        table = count("drop_duplicates_after_cleaning", table, _drop_duplicates(table, copy_key))
+        table = count("drop_duplicates_after_cleaning", table, _drop_duplicates(table, copy_key, seen_cleaned))
     notes = {name: _note(name, cleaned if name == "short_answers" else table, source, clean) for name in NOTES}
-    return CleanedRows(dataset_of({name: table[name] for name in names}), steps, notes)
+    arrays = {name: pa.array(table[name], pa.int64()) if name == "id" else text_array(table[name]) for name in names}
+    return pa.record_batch(arrays), steps, notes
 
 
-def dataset_of(columns: Columns) -> Dataset:
-    """A data set of text columns and ids."""
-    from datasets import Dataset, Features, Value
+def _data_set(batches: Iterable[pa.RecordBatch]) -> Dataset:
+    import pyarrow as pa
+    from datasets import Dataset
+    from datasets.fingerprint import generate_random_fingerprint
+    from datasets.table import InMemoryTable
 
-    types = {name: Value("int64" if name == "id" else "string") for name in columns}
-    return Dataset.from_dict(columns, features=Features(types))
+    # With no fingerprint given, `datasets` 5.2 pickles all rows to compute one.
+    table = InMemoryTable(pa.Table.from_batches(batches))
+    return Dataset(table, fingerprint=generate_random_fingerprint())
 
 
 def add_up(results: Sequence[CleanedRows]) -> CleanedRows:
     """The rows of several results one after another, and their counts over all of them."""
     from datasets import concatenate_datasets
 
+    counts = _add_up([(result.steps, result.notes) for result in results])
+    return CleanedRows(concatenate_datasets([result.rows for result in results]), *counts)
+
+
+def _add_up(counts: Sequence[tuple[Steps, Notes]]) -> tuple[Steps, Notes]:
+    """The counts of several parts over all of them."""
     steps = [
         {key: value if key == "name" else sum(step[key] for step in parts) for key, value in parts[0].items()}
-        for parts in zip(*(result.steps for result in results), strict=True)
+        for parts in zip(*(steps for steps, _ in counts), strict=True)
     ]
     notes = {}
     for name in NOTES:
-        parts = [result.notes[name] for result in results]
-        examples = [example for part in parts for example in part["examples"]]
-        notes[name] = {"rows": sum(part["rows"] for part in parts), "examples": examples[:_NUM_EXAMPLES]}
-    return CleanedRows(concatenate_datasets([result.rows for result in results]), steps, notes)
+        examples = [example for _, part in counts for example in part[name]["examples"]]
+        notes[name] = {"rows": sum(part[name]["rows"] for _, part in counts), "examples": examples[:_NUM_EXAMPLES]}
+    return steps, notes
 
 
 def is_empty(text: str | None, marks: Sequence[str]) -> bool:
@@ -153,13 +183,15 @@ def _drop_missing(table: Columns, marks: Sequence[str]) -> Columns:
     return _select(table, [i for i, pair in enumerate(pairs) if not any(is_empty(text, marks) for text in pair)])
 
 
-def _drop_duplicates(table: Columns, key: Callable[[str], str]) -> Columns:
+def _drop_duplicates(table: Columns, key: Callable[[str], str], seen: set[bytes]) -> Columns:
     """The first of the rows whose texts have equal keys; a key is compared by its digest, which takes less memory."""
-    first: dict[bytes, int] = {}
+    places = []
     for place, texts in enumerate(zip(*(table[name] for name in _text_columns(table)), strict=True)):
-        joined = "\x00".join(key(text or "") for text in texts)
-        first.setdefault(blake2b(joined.encode(errors="surrogatepass"), digest_size=16).digest(), place)
-    return _select(table, list(first.values()))
+        digest = blake2b("\x00".join(key(text or "") for text in texts).encode(), digest_size=16).digest()
+        if digest not in seen:
+            seen.add(digest)
+            places.append(place)
+    return _select(table, places)
 
 
 def _drop_short(table: Columns, min_characters: int) -> Columns:

@@ -1,22 +1,27 @@
-"""Columns of a source → instruction, input, output and system, as text; what is not used, and what it may be."""
+"""Columns of a source → instruction, input, output and system, as text; what is not used, and what it may be.
+
+Rows that are conversations are read where they are one question and one answer, with a system turn or without.
+"""
 
 from __future__ import annotations
 
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from alpacare_sft.data.conversations import conversation_columns, read_exchange
-from alpacare_sft.data.files import RawRows
+from alpacare_sft.data.raw_rows import RawRows, as_list, text_array
 from alpacare_sft.errors import DataError
 from alpacare_sft.recipe.sections import ROW_COLUMNS, TEXT_COLUMNS, DataSection
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 MAPPED_COLUMNS = ROW_COLUMNS[1:]
 NUM_NAMES = 20  # shown of many columns
-NUM_PROBED = 100  # rows whose values say whether a column is text
 # Names that public sets of instructions give these columns, the surest first.
 _LIKELY = {
     "instruction": ("question", "query", "prompt", "instruction", "problem", "request", "task"),
@@ -30,20 +35,26 @@ _LIKELY = {
 _ABOUT = {"id", "ids", "length", "len", "tokens", "count", "num", "number", "type", "date", "url", "source", "age"}
 _ABOUT |= {"sex", "gender", "name", "title", "hash", "category", "language", "lang", "score", "index", "idx"}
 
+# As OpenAI, ShareGPT and TRL name them; the first whose columns are there is read.
+CONVERSATIONS = (("messages",), ("conversations",), ("conversation",), ("prompt", "completion"))
+CONVERSATION_COLUMNS = frozenset(name for names in CONVERSATIONS for name in names)
+_ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
+_ROLES |= {"chatgpt": "assistant", "developer": "system"}
+_TURN_KEYS = (("role", "content"), ("from", "value"))
 
-@dataclass
+
+@dataclass(frozen=True)
 class TextRows:
     """Rows as text columns, and what happened to them on the way.
 
     Attributes:
-        columns: instruction, input and output, and system where a row has one; text or None.
-        ids: place of each row in its source, from 0.
+        table: instruction, input, output and id, and system where a row has one; text or null, and the number of the
+            row.
         record: of the source, for `data/report.json`: name, format, rows, unused_columns, converted (values that were
             no text), and where they apply system (rows that have one), input_candidate and dropped_conversations.
     """
 
-    columns: dict[str, list[str | None]]
-    ids: list[int]
+    table: pa.Table
     record: dict[str, Any]
 
 
@@ -57,11 +68,57 @@ def list_names(names: Sequence[str]) -> str:
     return ", ".join([*names[:NUM_NAMES], *(["…"] if len(names) > NUM_NAMES else [])])
 
 
-def text_columns(raw: RawRows, data: DataSection) -> TextRows:
+def text_columns(raw: RawRows, data: DataSection, first_id: int = 0) -> TextRows:
     """The columns of a source that a recipe asks for; conversations where it names none.
+
+    Args:
+        raw: the source.
+        data: names its columns.
+        first_id: of its first row.
 
     Raises:
         DataError: if a column is missing or holds lists or objects.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    chosen, turns = _choose(raw, data)
+    tables = []
+    converted: Counter[str] = Counter()
+    places: Sequence[int]
+    for places, batch in raw.batches([*chosen.values(), *turns] or raw.names[:1]):
+        columns: dict[str, Any] = {ours: batch[theirs] for ours, theirs in chosen.items()}
+        if turns:
+            columns, places = _exchanges(raw, {name: as_list(batch[name]) for name in turns}, columns, places)
+        for ours, values in columns.items():
+            columns[ours], count = _texts(raw, ours, values, places)
+            converted[ours] += count
+        ids = pa.array([first_id + place for place in places], pa.int64())
+        nothing = pa.nulls(len(places), pa.string())
+        texts = {ours: columns.get(ours, nothing) for ours in (*TEXT_COLUMNS, "system")}
+        tables.append(pa.table({**texts, "id": ids}))
+    table = pa.concat_tables(tables).select([*TEXT_COLUMNS, "id", "system"])
+    record: dict[str, Any] = {"name": raw.name, "format": raw.form, "rows": raw.num_rows}
+    if turns:
+        record["dropped_conversations"] = raw.num_rows - len(table)
+    record["unused_columns"] = [name for name in raw.names if name not in {*chosen.values(), *turns}]
+    num_filled = {name: pc.sum(pc.greater(pc.binary_length(table[name]), 0)).as_py() for name in ("input", "system")}
+    if num_filled["system"]:
+        record["system"] = num_filled["system"]
+    else:
+        table = table.drop_columns("system")
+    record["converted"] = {ours: count for ours, count in converted.items() if count}
+    has_input = "input" in data.constants or num_filled["input"]
+    if not has_input and (candidates := _likely("input", raw, record["unused_columns"])):
+        record["input_candidate"] = candidates[0]
+    return TextRows(table, record)
+
+
+def _choose(raw: RawRows, data: DataSection) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The source's name for each of our columns that it has, and its columns of conversations if those are read.
+
+    Raises:
+        DataError: if a column is missing, or is named twice.
     """
     chosen = {ours: data.columns.get(ours, ours) for ours in MAPPED_COLUMNS}
     chosen = {ours: theirs for ours, theirs in chosen.items() if theirs in raw.names}
@@ -77,70 +134,48 @@ def text_columns(raw: RawRows, data: DataSection) -> TextRows:
         raise DataError(_missing_message(raw, data, missing, chosen))
     if len(set(chosen.values())) < len(chosen):
         raise DataError(f"data.columns must name a column of its own for each of {', '.join(TEXT_COLUMNS)}.")
-    columns = {ours: raw.column(theirs) for ours, theirs in chosen.items()}
-    ids = list(range(raw.num_rows))
-    record: dict[str, Any] = {"name": raw.name, "format": raw.form, "rows": raw.num_rows}
-    if turns:
-        columns, ids = _exchanges(raw, turns, columns)
-        record["dropped_conversations"] = raw.num_rows - len(ids)
-    record["unused_columns"] = [name for name in raw.names if name not in {*chosen.values(), *turns}]
-    return _finish(raw, data, columns, TextRows({ours: [None] * len(ids) for ours in TEXT_COLUMNS}, ids, record))
-
-
-def _finish(raw: RawRows, data: DataSection, columns: Mapping[str, list[Any]], rows: TextRows) -> TextRows:
-    """Fill in the texts, how many were no text before, and the column that looks like an input that is not there."""
-    converted = {}
-    for ours, values in columns.items():
-        rows.columns[ours], count = _texts(raw, ours, values, rows.ids)
-        if count:
-            converted[ours] = count
-    if num_system := sum(bool(text) for text in rows.columns.get("system", ())):
-        rows.record["system"] = num_system
-    else:
-        rows.columns.pop("system", None)
-    rows.record["converted"] = converted
-    has_input = "input" in data.constants or any(rows.columns["input"])
-    if not has_input and (candidates := _likely("input", raw, rows.record["unused_columns"])):
-        rows.record["input_candidate"] = candidates[0]
-    return rows
+    return chosen, turns
 
 
 def _exchanges(
-    raw: RawRows, turns: Sequence[str], columns: Mapping[str, list[Any]]
+    raw: RawRows, turns: Mapping[str, list[Any]], columns: Mapping[str, Any], places: Sequence[int]
 ) -> tuple[dict[str, list[Any]], list[int]]:
-    """Columns of the rows that are one question and one answer, and which rows those are."""
-    ids: list[int] = []
-    exchanges = []
-    for index, values in enumerate(zip(*(raw.column(name) for name in turns), strict=True)):
-        if exchange := read_exchange(raw.place(index), turns, values):
-            exchanges.append(exchange)
-            ids.append(index)
-    read = {name: [values[index] for index in ids] for name, values in columns.items()}
-    read |= {name: [getattr(exchange, name) for exchange in exchanges] for name in ("instruction", "output")}
-    beside = read.get("system", [None] * len(ids))
-    read["system"] = [exchange.system or other for exchange, other in zip(exchanges, beside, strict=True)]
-    return read, ids
+    """Columns of the rows of a batch that are one question and one answer, and their places in the source."""
+    exchanges = {}
+    for number, values in enumerate(zip(*turns.values(), strict=True)):
+        if exchange := read_exchange(raw.place(places[number]), list(turns), values):
+            exchanges[number] = exchange
+    lists = {name: as_list(values) for name, values in columns.items()}
+    read = {name: [values[number] for number in exchanges] for name, values in lists.items()}
+    read |= {name: [getattr(one, name) for one in exchanges.values()] for name in ("instruction", "output")}
+    beside = read.get("system", [None] * len(exchanges))
+    read["system"] = [one.system or other for one, other in zip(exchanges.values(), beside, strict=True)]
+    return read, [places[number] for number in exchanges]
 
 
-def _texts(raw: RawRows, ours: str, values: list[Any], ids: Sequence[int]) -> tuple[list[str | None], int]:
-    """Values as text or None, and how many were something else; a number is written as its source writes it."""
-    others = [place for place, value in enumerate(values) if type(value) is not str and value is not None]
+def _texts(
+    raw: RawRows, ours: str, values: pa.Array | list[Any], places: Sequence[int]
+) -> tuple[pa.Array | pa.ChunkedArray, int]:
+    """Values as text or null, and how many were something else; a number is written as its source writes it."""
+    if not isinstance(values, list):
+        return values, 0
+    others = [number for number, value in enumerate(values) if type(value) is not str and value is not None]
     texts = list(values) if others else values
-    for place in others:
-        value = values[place]
+    for number in others:
+        value = values[number]
         if isinstance(value, list | dict | tuple | bytes):
             shown = json.dumps(value, default=str, ensure_ascii=False)[:60]
             raise DataError(
-                f"data.path: {raw.name}, row {ids[place] + 1}: {ours} must be text, got {type(value).__name__} "
+                f"data.path: {raw.name}, row {places[number] + 1}: {ours} must be text, got {type(value).__name__} "
                 f"{shown}. Write it as one text, or map another column with data.columns."
             )
-        texts[place] = _text(value)
-    for place, text in enumerate(texts):
+        texts[number] = _text(value)
+    for number, text in enumerate(texts):
         if text and not text.isascii() and _has_surrogate(text):
             raise DataError(
-                f"{raw.place(ids[place])}: {ours} holds half a character (a lone surrogate). Mend the text."
+                f"{raw.place(places[number])}: {ours} holds half a character (a lone surrogate). Mend the text."
             )
-    return texts, sum(texts[place] is not None for place in others)
+    return text_array(texts), sum(texts[number] is not None for number in others)
 
 
 def _text(value: Any) -> str | None:
@@ -187,10 +222,69 @@ def _likely(ours: str, raw: RawRows, names: Iterable[str]) -> list[str]:
     part = [name for form in forms for name, parts in words.items() if form.intersection(parts)]
     # 0.8 lets one or two letters of such a name be wrong
     close = [name for name in words if difflib.SequenceMatcher(None, ours, name.lower()).ratio() >= 0.8]
-    return [name for name in dict.fromkeys([*whole, *part, *close]) if _holds_text(raw.column(name)[:NUM_PROBED])]
+    return [name for name in dict.fromkeys([*whole, *part, *close]) if _holds_text(raw.probe(name))]
 
 
 def _holds_text(values: Sequence[Any]) -> bool:
     return any(isinstance(value, str) and value.strip() for value in values) and not any(
         isinstance(value, list | dict) for value in values
     )
+
+
+class Exchange(NamedTuple):
+    """One question and its answer; what a row lacks is None."""
+
+    system: Any
+    instruction: Any
+    output: Any
+
+
+def conversation_columns(names: Collection[str]) -> tuple[str, ...]:
+    """Columns of conversations among `names`; empty if there are none."""
+    return next((columns for columns in CONVERSATIONS if set(columns) <= set(names)), ())
+
+
+def is_turns(value: Any) -> bool:
+    """Whether a value is a list of turns, each with its role."""
+    return isinstance(value, list) and any(isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in value)
+
+
+def read_exchange(place: str, names: Sequence[str], values: Sequence[Any]) -> Exchange | None:
+    """The one question and answer of a row, or None if it has more turns, tools or parts that are not text.
+
+    Args:
+        place: the row, for messages.
+        names: the columns: one of whole conversations, or a prompt and a completion.
+        values: the row's values there.
+
+    Raises:
+        DataError: if a value is neither text nor a list of turns.
+    """
+    turns: list[tuple[str, Any]] = []
+    for name, value, role in zip(names, values, ("user", "assistant"), strict=False):
+        if isinstance(value, list):
+            turns += [_turn(place, name, turn) for turn in value]
+        elif isinstance(value, dict) or (len(names) == 1 and value is not None):
+            raise DataError(f"{place}: {name} must be a list of turns, each with role and content, got {value!r:.60}.")
+        elif value is not None:
+            turns.append((role, value))
+    texts = dict(turns)
+    order = [role for role in ("system", "user", "assistant") if role in texts]
+    if [role for role, _ in turns] != order or any(isinstance(text, dict | list) for text in texts.values()):
+        return None
+    return Exchange(*(texts.get(role) for role in ("system", "user", "assistant")))
+
+
+def _turn(place: str, name: str, turn: Any) -> tuple[str, Any]:
+    """Role and text of a turn; content in parts is joined, as chat templates do, where all of them are text."""
+    for role_key, content_key in _TURN_KEYS:
+        if isinstance(turn, dict) and turn.get(role_key) is not None:
+            role, content = str(turn[role_key]).strip().lower(), turn.get(content_key)
+            break
+    else:
+        raise DataError(f"{place}: a turn of {name} must have role and content, or from and value, got {turn!r:.60}.")
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        content = "".join(str(part.get("text") or "") for part in content)
+    if turn.get("tool_calls"):
+        role = "tool"
+    return _ROLES.get(role, role), content

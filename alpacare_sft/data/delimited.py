@@ -8,9 +8,12 @@ Nothing is guessed: where two readings hold and differ, the file is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Set
+from array import array
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from itertools import chain, islice
 
+from alpacare_sft.data.raw_rows import PackedRows, as_list
 from alpacare_sft.errors import DataError
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -27,15 +30,16 @@ class Table:
     """A file as one dialect reads it.
 
     Attributes:
-        names: of the columns; each record of `rows` has as many cells.
-        starts: where in the text the header and each row begin.
+        names: of the columns; each row has as many cells.
+        start: where in the text the header begins.
+        rows: the records under it; their numbers are where they begin.
     """
 
     separator: str
     backslash: bool
     names: list[str]
-    rows: list[list[str | None]]
-    starts: list[int]
+    start: int
+    rows: PackedRows
 
     @property
     def form(self) -> str:
@@ -52,7 +56,7 @@ class _Unreadable(Exception):
         self.start = start
 
 
-def read_table(place: str, text: str, needed: Set[str]) -> tuple[Table, list[int]]:
+def read_table(place: str, text: str, needed: Set[str]) -> tuple[Table, Sequence[int]]:
     """The one reading of a text that holds, and the line of each row.
 
     Args:
@@ -81,12 +85,12 @@ def read_table(place: str, text: str, needed: Set[str]) -> tuple[Table, list[int
         _refuse_difference(place, text, table, other)
     if len(set(table.names)) < len(table.names):
         raise DataError(
-            f"{place}, line {_line(text, table.starts[0])}: each column must be named once, got "
+            f"{place}, line {_line(text, table.start)}: each column must be named once, got "
             f"{', '.join(table.names)}. Rename one."
         )
-    if not table.rows:
+    if not table.rows.lines:
         raise DataError(f"{place}: there is no row under the header. It must hold at least one row.")
-    return table, _lines(text, table.starts[1:])
+    return table, _lines(text, table.rows.lines)
 
 
 def _separators(text: str, needed: Set[str]) -> list[str]:
@@ -102,27 +106,37 @@ def _separators(text: str, needed: Set[str]) -> list[str]:
 
 
 def _read(text: str, start: int, separator: str, backslash: bool) -> Table:
-    records = list(_records(text, start, separator, backslash))
-    if not records:
+    records = _records(text, start, separator, backslash)
+    start, header = next(records, (start, None))
+    if header is None:
         raise _Unreadable(start, "there is no header.")
-    starts = [start for start, _ in records]
-    header, *rows = [cells for _, cells in records]
-    width = len(header)
-    if rows and all(len(cells) == width + 1 and not cells[-1] for cells in rows):  # each line ends in a separator
-        rows = [cells[:-1] for cells in rows]
-    elif width > 1 and not header[-1] and all(len(cells) == width - 1 for cells in rows):  # the header alone does
-        width -= 1
-    for begin, cells in zip(starts[1:], rows, strict=True):
-        if len(cells) != width:
+    names = [(name or "").strip() or f"Unnamed: {number}" for number, name in enumerate(header)]
+    first = next(records, None)
+    width = num_cells = len(header)
+    if first and len(first[1]) == width + 1 and not first[1][-1]:  # each line ends in a separator
+        num_cells += 1
+    elif width > 1 and not header[-1] and (not first or len(first[1]) == width - 1):  # the header alone does
+        names.pop()
+        num_cells -= 1
+    resolve = _unescape(text, start, separator) if backslash else None
+
+    def rows() -> Iterator[tuple[int, dict[str, str | None]]]:
+        wrong = None
+        for begin, cells in chain([first] if first else [], records):
+            if len(cells) != num_cells or (num_cells > width and cells[-1]):
+                # The first row's width is one that all must have; if they do not, the header's is, which it lacks.
+                wrong = wrong or ((begin, cells) if num_cells == width else first)
+            if resolve:
+                cells = [resolve(cell) if isinstance(cell, _Quoted) else cell for cell in cells]
+            yield begin, dict(zip(names, cells, strict=False))
+        if wrong:  # told once the quotes of all records are known to be right
             raise _Unreadable(
-                begin,
-                f"must have {width} cells, as the header has, got {len(cells)}. Mend the line; a cell with a "
+                wrong[0],
+                f"must have {width} cells, as the header has, got {len(wrong[1])}. Mend the line; a cell with a "
                 f"{_word(separator)} in it needs quotes around it.",
             )
-    if backslash:
-        rows = _unescape(rows)
-    names = [(name or "").strip() or f"Unnamed: {number}" for number, name in enumerate(header[:width])]
-    return Table(separator, backslash, names, rows, starts)
+
+    return Table(separator, backslash, names, start, PackedRows(rows()))
 
 
 class _Quoted(str):
@@ -154,43 +168,48 @@ def _records(text: str, start: int, separator: str, backslash: bool) -> Iterator
             cells, start = [], position
 
 
-def _unescape(rows: list[list[str | None]]) -> list[list[str | None]]:
+def _unescape(text: str, start: int, separator: str) -> Callable[[str], str]:
     r"""Resolve `\"` in quoted cells; `\\` and a line break after `\` too, where the writer escapes each backslash.
 
     It does if no quoted cell has a backslash that could not be one: beside `C:\new` nothing but quotes is escaped.
     """
-    quoted = (cell for cells in rows for cell in cells if isinstance(cell, _Quoted))
+    rows = islice(_records(text, start, separator, backslash=True), 1, None)
+    quoted = (cell for _, cells in rows for cell in cells if isinstance(cell, _Quoted))
     escapes_all = all(escaped in '\\"\r\n' for cell in quoted for escaped in _PAIR.findall(cell))
-
-    def resolve(match: re.Match[str]) -> str:
-        return match[1] if escapes_all or match[1] == '"' else match[0]
-
-    return [[_PAIR.sub(resolve, cell) if isinstance(cell, _Quoted) else cell for cell in cells] for cells in rows]
+    return lambda cell: _PAIR.sub(lambda pair: pair[1] if escapes_all or pair[1] == '"' else pair[0], cell)
 
 
 def _refuse_difference(place: str, text: str, first: Table, second: Table) -> None:
     """Refuse a text that two dialects read, if they read it differently."""
-    records = zip([first.names, *first.rows], [second.names, *second.rows], strict=False)
+    records = zip(_cells(first), _cells(second), strict=False)
     differing = next((number for number, (one, other) in enumerate(records) if one != other), None)
-    if differing is None and len(first.rows) == len(second.rows):
+    starts, others = [first.start, *first.rows.lines], [second.start, *second.rows.lines]
+    if differing is None and len(starts) == len(others):
         return
-    number = min(len(first.rows), len(second.rows)) if differing is None else differing
+    number = min(len(starts), len(others)) - 1 if differing is None else differing
     remedy = 'Save it with each quote inside a cell doubled ("").'
     if first.separator != second.separator:
         remedy = f"Write sep={first.separator} or sep={second.separator} as its first line."
     raise DataError(
-        f"{place}, line {_line(text, first.starts[number])}: can be read in two ways, {first.form}, or {second.form}. "
+        f"{place}, line {_line(text, starts[number])}: can be read in two ways, {first.form}, or {second.form}. "
         f"{remedy}"
     )
+
+
+def _cells(table: Table) -> Iterator[Sequence[str | None]]:
+    """The header and the rows."""
+    yield table.names
+    for _, columns in table.rows.batches(table.names):
+        yield from map(list, zip(*map(as_list, columns.values()), strict=True))
 
 
 def _line(text: str, start: int) -> int:
     return len(_BREAK.findall(text, 0, start)) + 1
 
 
-def _lines(text: str, starts: list[int]) -> list[int]:
+def _lines(text: str, starts: Sequence[int]) -> Sequence[int]:
     """The line of each place in `text`; places are in order."""
-    lines, line, before = [], 1, 0
+    lines, line, before = array("Q"), 1, 0
     for start in starts:
         line += len(_BREAK.findall(text, before, start))
         before = start

@@ -1,21 +1,26 @@
 """Local files in: their rows under the names that the file gives, and what is wrong with them, by line.
 
-Read by ourselves, each file once: a builder of `datasets` takes types from the first block of a column, which later
-rows contradict, parses columns that nobody needs, and keeps what it read by the file's time.
+Read by ourselves, each file once unless it is wrong: a builder of `datasets` takes types from the first block of a
+column, which later rows contradict, parses columns that nobody needs, and keeps what it read by the file's time.
 """
 
 from __future__ import annotations
 
 import codecs
+import functools
 import re
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence, Set
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.delimited import read_table
-from alpacare_sft.data.json_files import read_objects
+from alpacare_sft.data.json_files import iterate_objects, read_objects
+from alpacare_sft.data.raw_rows import BATCH_ROWS, Batch, PackedRows, RawRows
 from alpacare_sft.errors import DataError, first_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _PACKED = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # zip, gzip, bzip2, xz, zstd
 _MARKS = (  # of UTF-32 first: its mark begins with that of UTF-16
@@ -26,36 +31,11 @@ _MARKS = (  # of UTF-32 first: its mark begins with that of UTF-16
 )
 
 
-@dataclass(frozen=True)
-class RawRows:
-    """Rows under the names of their source.
-
-    Attributes:
-        name: of the source, as a person knows it.
-        form: how it was read, such as `CSV, separated by semicolons`.
-        num_rows: how many there are.
-        names: of its columns.
-        column: the values of one column, read when asked for.
-        lines: the line where each row begins, where rows have one.
-    """
-
-    name: str
-    form: str
-    num_rows: int
-    names: Sequence[str]
-    column: Callable[[str], list[Any]]
-    lines: Sequence[int] | None = None
-
-    def place(self, index: int) -> str:
-        """A row as a person finds it in the source."""
-        return f"data.path: {self.name}, " + (f"line {self.lines[index]}" if self.lines else f"row {index + 1}")
-
-
 def load_file(path: Path, needed: Set[str]) -> RawRows:
     """The rows of one file.
 
     Args:
-        path: a file in one of `sources.ENDINGS`.
+        path: a file in one of `names.ENDINGS`.
         needed: names that its columns should have; they tell the dialects of CSV and the forms of JSON apart.
 
     Raises:
@@ -63,22 +43,31 @@ def load_file(path: Path, needed: Set[str]) -> RawRows:
     """
     if path.suffix.lower() == ".parquet":
         return _load_parquet(path)
-    text = _read_text(path)
-    if path.suffix.lower() not in (".csv", ".tsv"):
+    if path.suffix.lower() in (".csv", ".tsv"):
+        table, lines = read_table(f"data.path: {path}", _read_text(path), needed)
+        return RawRows(str(path), f"CSV, {table.form}", len(lines), table.names, table.rows.batches, lines)
+    try:
+        return _load_json(path, needed)
+    except RecursionError:
+        raise DataError(f"data.path: {path} is nested too deeply. Save a list of objects, one a row.") from None
+
+
+def _load_json(path: Path, needed: Set[str]) -> RawRows:
+    """Objects one after another; all of the text at once only for other forms, and to say what is wrong."""
+    lines: Sequence[int] | None
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            numbered, form = iterate_objects(file)
+            packed = PackedRows(numbered)
+        is_whole = len(packed.lines) > 1  # one object may hold the rows
+        lines = packed.lines if form == "JSON Lines" else None
+    except (ValueError, FileNotFoundError, PermissionError):
+        is_whole = False
+    if not is_whole:
         one_a_line = path.suffix.lower() != ".json"
-        try:
-            rows, lines, form = read_objects(f"data.path: {path}", text, needed, one_a_line)
-        except RecursionError:
-            raise DataError(f"data.path: {path} is nested too deeply. Save a list of objects, one a row.") from None
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        return RawRows(str(path), form, len(rows), names, lambda name: [row.get(name) for row in rows], lines)
-    table, starts = read_table(f"data.path: {path}", text, needed)
-    index = {name: number for number, name in enumerate(table.names)}
-
-    def column(name: str) -> list[Any]:
-        return [cells[index[name]] for cells in table.rows]
-
-    return RawRows(str(path), f"CSV, {table.form}", len(table.rows), table.names, column, starts)
+        rows, lines, form = read_objects(f"data.path: {path}", _read_text(path), needed, one_a_line)
+        packed = PackedRows(zip(lines or count(1), rows, strict=False))
+    return RawRows(str(path), form, len(packed.lines), list(packed.names), packed.batches, lines)
 
 
 def _read_text(path: Path) -> str:
@@ -100,7 +89,7 @@ def _read_text(path: Path) -> str:
         raise DataError(
             f"data.path: {path}, line {line}: not UTF-8 text{_encoding_remedy(path, data, encoding)}"
         ) from None
-    if not text.strip():
+    if not text or text.isspace():  # `strip` would copy it
         raise DataError(f"data.path: {path} is empty. It must hold at least one row.")
     return text
 
@@ -114,7 +103,6 @@ def _encoding_remedy(path: Path, data: bytes, encoding: str | None) -> str:
 
 
 def _load_parquet(path: Path) -> RawRows:
-    import numpy
     import pyarrow
     import pyarrow.parquet
 
@@ -135,14 +123,26 @@ def _load_parquet(path: Path) -> RawRows:
     if len(set(names)) < len(names):
         raise DataError(f"data.path: {path}: each column must be named once, got {', '.join(names)}. Rename one.")
 
-    def column(name: str) -> list[Any]:
-        _check_unpacked_size(path, file.metadata, name)
-        values = reads(lambda: file.read(columns=[name]).column(name))
-        if pyarrow.types.is_floating(values.type) and values.type.bit_width < 64:  # 0.1 would be 0.10000000149
-            return [None if value is None else numpy.float32(value) for value in values.to_pylist()]
-        return list(values.to_pylist())
+    def batches(names: Sequence[str]) -> Iterator[Batch]:
+        for name in names:
+            _check_unpacked_size(path, file.metadata, name)
+        read = file.iter_batches(BATCH_ROWS, columns=list(names))
+        start = 0
+        while (batch := reads(lambda: next(read, None))) is not None:
+            columns = {name: reads(functools.partial(_values, batch.column(name))) for name in names}
+            yield range(start, start + len(batch)), columns
+            start += len(batch)
 
-    return RawRows(str(path), "Parquet", file.metadata.num_rows, names, column)
+    return RawRows(str(path), "Parquet", file.metadata.num_rows, names, batches)
+
+
+def _values(column: pa.Array) -> list[Any]:
+    import numpy
+    import pyarrow
+
+    if pyarrow.types.is_floating(column.type) and column.type.bit_width < 64:  # 0.1 would be 0.10000000149
+        return [None if value is None else numpy.float32(value) for value in column.to_pylist()]
+    return list(column.to_pylist())
 
 
 def _check_unpacked_size(path: Path, metadata: Any, name: str) -> None:

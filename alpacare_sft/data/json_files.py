@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Set
-from typing import Any
+from collections.abc import Iterable, Iterator, Set
+from typing import Any, TextIO
 
-from alpacare_sft.data.conversations import CONVERSATION_COLUMNS, conversation_columns, is_turns
+from alpacare_sft.data.columns import CONVERSATION_COLUMNS, conversation_columns, is_turns
 from alpacare_sft.errors import DataError
 
 Objects = list[dict[str, Any]]
 _SPACE = re.compile(r"\s*")
+_FIRST, _NEXT = re.compile(r"\s*\[\s*(?=\{)"), re.compile(r"\s*,\s*(?=\{)")  # what stands before an object of an array
+_BLOCK = 1 << 20  # characters read at once
 _RECORDS = "df.to_json('rows.jsonl', orient='records', lines=True, force_ascii=False)"
 
 
@@ -52,6 +54,46 @@ def read_objects(place: str, text: str, needed: Set[str], one_a_line: bool) -> t
             where = f"line {lines[index]}" if lines else f"row {index + 1}"
             raise DataError(f"{place}, {where}: must be an object with the keys instruction, input and output.")
     return rows, lines, form
+
+
+def iterate_objects(file: TextIO) -> tuple[Iterator[tuple[int, dict[str, Any]]], str]:
+    """Objects one a line or of an array, with the numbers of their lines or rows, and the form in words.
+
+    Only a part of the text is in memory at a time. The iterator raises ValueError if the file is anything else, or is
+    wrong; `read_objects` says where.
+    """
+    is_array = file.read(_BLOCK).lstrip().startswith("[")
+    file.seek(0)
+    return (enumerate(_iterate_array(file), 1), "JSON array") if is_array else (_iterate_lines(file), "JSON Lines")
+
+
+def _iterate_lines(file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            if not line.lstrip().startswith("{"):
+                raise ValueError("no object")
+            yield number, _DECODER.decode(line)
+
+
+def _iterate_array(file: TextIO) -> Iterator[dict[str, Any]]:
+    text, position, before = "", 0, _FIRST
+    while True:
+        if match := before.match(text, position):
+            try:
+                row, position = _DECODER.raw_decode(text, match.end())
+            except json.JSONDecodeError:  # the object may go on
+                match = None
+            else:
+                before = _NEXT
+                yield row
+        if match is None:
+            # As much again as is not read yet: an object of any length is parsed a few times only.
+            more = file.read(max(_BLOCK, len(text) - position))
+            text, position = text[position:] + more, 0
+            if not more:
+                break
+    if before is _FIRST or text.strip() != "]":
+        raise ValueError("no array of objects")
 
 
 def _array(place: str, text: str) -> list[Any]:

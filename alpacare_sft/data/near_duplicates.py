@@ -10,7 +10,7 @@ from functools import cache
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.data.equality import question_key
+from alpacare_sft.data.text import question_key
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -1,19 +1,24 @@
-"""What `data/report.json` holds beside the counts: what was read, lengths and rows as the model sees them."""
+"""The splits and their report in a run's directory: lengths, and rows as the model sees them."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.data.columns import list_names
-from alpacare_sft.data.words import split_words
+from alpacare_sft.data.prepare import PreparedData, jsonl, prepare_data
+from alpacare_sft.data.text import repetition
+from alpacare_sft.errors import RunError
+from alpacare_sft.model.base import load_tokenizer
+from alpacare_sft.reporting.pages import save_data_report
+from alpacare_sft.run.directory import RunDirectory, new_directory, write_json, write_text
+from alpacare_sft.runtime import say
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-DROPPED_CONVERSATIONS = "drop_conversations"
-NUM_SOURCES = 5  # named at a terminal; data/report.json names all
+    from alpacare_sft.recipe.loading import Recipe
+
+DATA_KEYS = ("data.", "prompt.", "model.", "train.max_length")
 NUM_EXAMPLES = 50
 NUM_EXTREMES = 5
 
@@ -63,13 +68,6 @@ def _extremes(splits: Mapping[str, Dataset], tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def repetition(text: str) -> float:
-    """Share of a text's four-word runs that it had before: 0 for none, towards 1 for a loop; see `split_words`."""
-    words = split_words(text.casefold())
-    runs = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
-
-
 def describe_row(row: Mapping[str, Any], split: str, tokenizer: Any) -> dict[str, Any]:
     """One row for the page: its id, split, lengths and segments."""
     return {
@@ -82,44 +80,44 @@ def describe_row(row: Mapping[str, Any], split: str, tokenizer: Any) -> dict[str
     }
 
 
-def reading_steps(sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The step in which conversations of several turns went, as `clean.clean_rows` records steps, if there were any."""
-    if not any("dropped_conversations" in source for source in sources):
-        return []
-    before = sum(source["rows"] for source in sources)
-    dropped = sum(source.get("dropped_conversations", 0) for source in sources)
-    step = {"name": DROPPED_CONVERSATIONS, "rows_before": before, "rows_after": before - dropped}
-    return [{**step, "dropped": dropped, "changed": 0}]
+def refuse_other_data(run: RunDirectory, data: PreparedData) -> None:
+    """Keep the rows that an unfinished run was begun on.
+
+    Raises:
+        RunError: if `data` differs from them.
+    """
+    before = run.read_record().get("data_sha256") or {}
+    if run.holds_work() and not before:
+        raise RunError(f"{run.record} says nothing of the rows of this run. Put a copy back, or add --overwrite.")
+    if run.holds_work() and before != data.sha256:
+        changed = ", ".join(name for name, value in data.sha256.items() if before.get(name) != value)
+        raise RunError(
+            f"output_dir: {run.path} was begun on other rows ({changed} differ). Give it the rows it began with, "
+            "choose another output_dir, or add --overwrite."
+        )
 
 
-def input_hint(sources: Sequence[Mapping[str, Any]]) -> str:
-    """The key to set where a column that is not used looks like the input that no row has, or nothing."""
-    for source in sources:
-        if name := source.get("input_candidate"):
-            return (
-                f"No row has an input, and the column {name} looks like it: to use it, set data.columns.input: {name}."
-            )
-    return ""
+def save_data(run: RunDirectory, data: PreparedData, tokenizer: Any) -> None:
+    """Write the splits, their report and its page, all of them or none; a run seals them."""
+    with new_directory(run.data) as folder:
+        for name, rows in data.splits.items():
+            write_text(folder / f"{name}.jsonl", jsonl(rows))
+        write_json(folder / "report.json", data.report)
+        save_data_report(folder / "report.html", {**data.report, **describe_rows(data.splits, tokenizer)})
+    if run.read_record():
+        run.seal(*run.data.glob("*.json*"))
 
 
-def describe_sources(sources: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What was read and how, the columns that are not used and values that were no text, a line each."""
-    lines = [f"read {source['name']}: {source['rows']:,} rows, {source['format']}" for source in sources[:NUM_SOURCES]]
-    if len(sources) > 1:
-        more = f"and {len(sources) - len(lines):,} more; " if len(sources) > len(lines) else ""
-        lines.append(f"{more}in all {len(sources):,} sources, {sum(source['rows'] for source in sources):,} rows")
-    if unused := list(dict.fromkeys(name for source in sources for name in source["unused_columns"])):
-        lines.append(f"columns not used: {list_names(unused)}")
-    if hint := input_hint(sources):
-        lines.append(hint)
-    converted: Counter[str] = Counter()
-    for source in sources:
-        converted.update(source["converted"])
-    if converted:
-        counts = ", ".join(f"{count:,} in {name}" for name, count in converted.items())
-        lines.append(f"values that are not text, taken as they are written: {counts}")
-    if num_system := sum(source.get("system", 0) for source in sources):
-        lines.append(f"{num_system:,} rows have a system message of their own")
-    if dropped := sum(source.get("dropped_conversations", 0) for source in sources):
-        lines.append(f"{dropped:,} rows that are not one question and one answer are dropped: split them into such")
-    return lines
+def restore_data(run: RunDirectory, recipe: Recipe) -> None:
+    """Make the rows of a run again where a file of them is not as it was written.
+
+    Raises:
+        DataError: if they cannot be had any more.
+        RunError: if they are others now.
+    """
+    if damaged := run.damaged("data/"):
+        say(f"{run.path}: {', '.join(damaged)} not as written: the rows are made again.")
+        tokenizer = load_tokenizer(recipe.model)
+        data = prepare_data(recipe, tokenizer)
+        refuse_other_data(run, data)
+        save_data(run, data, tokenizer)

@@ -1,21 +1,31 @@
-"""Rows → train, validation and test, without a question standing in two of them."""
+"""Rows → train, validation and test, without a question standing in two of them.
+
+Splits are drawn, or are a publisher's own: read by name, used as they are, and kept out of the training rows.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from heapq import heappop, heappush
 from itertools import chain, tee
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.data.equality import question_keys
+from alpacare_sft.data.clean import CleanedRows, add_up, clean_rows
+from alpacare_sft.data.load import LoadedRows, load_rows, resolve_sources
+from alpacare_sft.data.text import question_digests, question_texts
 from alpacare_sft.errors import DataError
-from alpacare_sft.recipe.sections import SplitsSection
+from alpacare_sft.recipe.sections import CleanSection, DataSection, SplitsSection
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
 
 SPLITS = ("train", "validation", "test")
+PART = "part"
+"""Column that says which split a row was published in, or `DRAWN`; only where a recipe names a split."""
+DRAWN = "drawn"
 
 
 def split_rows(
@@ -40,17 +50,7 @@ def split_rows(
     Raises:
         DataError: if there are too few rows.
     """
-    groups: dict[tuple[str, str], list[int]] = {}
-    for index, key in enumerate(question_keys(rows)):
-        groups.setdefault(key, []).append(index)
-    instructions, inputs = rows["instruction"][:], rows["input"][:]  # whole columns: one row at a time is slow
-
-    def draw_key(group: list[int]) -> str:
-        # By the text itself and not by its key, so that rows of one spelling are drawn as they always were.
-        text = f"{seed}\x00{instructions[group[0]]}\x00{inputs[group[0]] or ''}"
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    pool = _in_order(groups.values(), draw_key, retain)
+    pool = _in_order(rows, seed, retain)
     available = len(rows)
     if any(isinstance(getattr(splits, name), float) for name in SPLITS):
         pool, counted = tee(pool)
@@ -60,7 +60,7 @@ def split_rows(
     for name in reversed(SPLITS):
         chosen[name], pool = _take(pool, sizes[name])
         if len(chosen[name]) < sizes[name]:
-            _sizes(sum(map(len, _in_order(groups.values(), draw_key, retain))), splits)
+            _sizes(sum(map(len, _in_order(rows, seed, retain))), splits)
             raise DataError(
                 f"data.splits.{name} must be at most {len(chosen[name])}, got {sizes[name]}: no group of rows with "
                 "one question is left whole. Ask for fewer rows."
@@ -68,18 +68,42 @@ def split_rows(
     return {name: chosen[name] for name in SPLITS}
 
 
-def _in_order(
-    groups: Iterable[list[int]], draw_key: Callable[[list[int]], str], retain: Callable[[list[int]], list[int]]
-) -> Iterator[list[int]]:
+def _in_order(rows: Dataset, seed: int, retain: Callable[[list[int]], list[int]]) -> Iterator[list[int]]:
     """What can be drawn of each group, in the order of the draw; that of a group is given by its first such row."""
-    queue = sorted((draw_key(group), group) for group in groups)
-    while queue:
-        key, group = heappop(queue)
+    import numpy as np
+
+    keys = _draw_keys(rows, seed)
+    questions = question_digests(rows)
+    places = np.argsort(questions, kind="stable")  # rows of one question stand together, in their order
+    starts = np.flatnonzero(np.append(True, questions[places[1:]] != questions[places[:-1]])[: len(places)])
+    ends = np.append(starts[1:], len(places))
+    first = places[starts]
+    waiting: list[tuple[bytes, list[int]]] = []  # groups whose first row cannot be drawn
+    for number in np.lexsort((first, keys[first])):
+        group = places[starts[number] : ends[number]].tolist()
+        key = keys[group[0]]
+        while waiting and waiting[0] < (key, group):
+            yield heappop(waiting)[1]
         retained = retain(group)
-        if retained and draw_key(retained) != key:
-            heappush(queue, (draw_key(retained), retained))
+        if retained and keys[retained[0]] != key:
+            heappush(waiting, (keys[retained[0]], retained))
         elif retained:
             yield retained
+    while waiting:
+        yield heappop(waiting)[1]
+
+
+def _draw_keys(rows: Dataset, seed: int) -> np.ndarray:
+    """What orders the draw: SHA-256 over the seed and the text of each row, its first 16 bytes, shape (N,).
+
+    Of the text itself and not of its question key, so that rows of one spelling are drawn as they always were.
+    """
+    import numpy as np
+
+    keys = bytearray()
+    for instruction, given in question_texts(rows):
+        keys += hashlib.sha256(f"{seed}\x00{instruction}\x00{given or ''}".encode()).digest()[:16]
+    return np.frombuffer(keys, "S16")
 
 
 def _sizes(available: int, splits: SplitsSection) -> Mapping[str, int]:
@@ -114,3 +138,97 @@ def _take(pool: Iterator[list[int]], size: int) -> tuple[list[int], Iterator[lis
     if len(taken) < size and left:
         taken += left.pop(0)[: size - len(taken)]
     return taken, chain(left, pool)
+
+
+def load_parts(data: DataSection) -> dict[str, LoadedRows]:
+    """The rows to draw splits from, as `DRAWN`, and those of each split that is named, by the recipe's name for it.
+
+    Raises:
+        DataError: if the rows cannot be read, or splits of local files are named.
+    """
+    named = _named_splits(data.splits)
+    if not named:
+        return {DRAWN: load_rows(data)}
+    dataset = None if isinstance(data.path, list) else resolve_sources(data.path, data.revision)[0].dataset
+    if dataset is None:
+        name, split = next(iter(named.items()))
+        raise DataError(
+            f"data.splits.{name} must be a number of rows or a fraction for local files, got {split!r}, the name of a "
+            "split of a Hub data set. Give a number, or score the rows of another file with eval --rows FILE."
+        )
+
+    def part(split: str | None) -> LoadedRows:
+        return load_rows(dataclasses.replace(data, path=dataclasses.replace(dataset, split=split), revision=None))
+
+    parts = {}
+    if any(size for size in vars(data.splits).values() if not isinstance(size, str)):
+        parts[DRAWN] = part(dataset.split)
+    elif dataset.split is not None:
+        raise DataError(
+            f"data.path.split must be left out, got {dataset.split!r}: data.splits names every split, and no row is "
+            "drawn from it."
+        )
+    for name, split in named.items():
+        try:
+            parts[name] = part(split)
+        except DataError as error:
+            raise DataError(f"data.splits.{name}: {str(error).removeprefix('data.path: ')}") from error
+    return parts
+
+
+def clean_parts(parts: Mapping[str, LoadedRows], clean: CleanSection) -> CleanedRows:
+    """Rows of all parts, cleaned; each part by itself, so that a test row is never dropped as a training row's copy.
+
+    Returns:
+        The rows, with a column `PART` if there are several parts, and the counts over all of them.
+    """
+    if list(parts) == [DRAWN]:
+        return clean_rows(parts[DRAWN].take_batches(), clean)
+    results, first_id = [], 0
+    for name, part in parts.items():
+        result = clean_rows(part.take_batches(first_id), clean)
+        results.append(dataclasses.replace(result, rows=result.rows.add_column(PART, [name] * len(result.rows))))
+        first_id += part.num_loaded
+    return add_up(results)
+
+
+def split_parts(
+    rows: Dataset, splits: SplitsSection, seed: int, retain: Callable[[list[int]], list[int]] = list
+) -> tuple[dict[str, list[int]], int]:
+    """The three splits, drawn or published, as places in `rows`.
+
+    Args:
+        rows: cleaned rows, with a column `PART` where a split is named.
+        splits: sizes and names.
+        seed: of the draw.
+        retain: of places those that can be drawn; see `split_rows`.
+
+    Returns:
+        The splits, and how many rows were dropped because their question is one of a held-out split.
+
+    Raises:
+        DataError: if there are too few rows.
+    """
+    named = _named_splits(splits)
+    if not named:
+        return split_rows(rows, splits, seed, retain), 0
+    keys, parts = question_digests(rows), rows[PART][:]
+    places = {part: retain([i for i, name in enumerate(parts) if name == part]) for part in (DRAWN, *named)}
+    published = {keys[index] for name in named if name != "train" for index in places[name]}
+    pool = [index for index in places[DRAWN] if keys[index] not in published]
+    drawn = split_rows(rows.select(pool), dataclasses.replace(splits, **dict.fromkeys(named, 0)), seed)
+    result = {name: [pool[place] for place in drawn[name]] for name in SPLITS} | {name: places[name] for name in named}
+    dropped = len(places[DRAWN]) - len(pool)
+    if "train" in named:
+        held_out = published | {keys[index] for name in SPLITS[1:] for index in result[name]}
+        result["train"] = [index for index in places["train"] if keys[index] not in held_out]
+        dropped += len(places["train"]) - len(result["train"])
+    for name in named:
+        if not result[name]:
+            raise DataError(f"data.splits.{name}: no row of {named[name]!r} is left. Name another split.")
+    return result, dropped
+
+
+def _named_splits(splits: SplitsSection) -> dict[str, str]:
+    """The splits of a recipe that are the publisher's own, with the publisher's name."""
+    return {name: size for name in SPLITS if isinstance(size := getattr(splits, name), str)}

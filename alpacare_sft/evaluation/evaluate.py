@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import runtime
-from alpacare_sft.data.saving import restore_data
+from alpacare_sft.data.report import restore_data
 from alpacare_sft.evaluation.answering import (
     EvaluationRequests,
     ModelResponses,

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.data.clean import clean_rows
-from alpacare_sft.data.equality import question_key
 from alpacare_sft.data.hub import commit_of
 from alpacare_sft.data.load import load_rows
 from alpacare_sft.data.near_duplicates import find_near_duplicates
+from alpacare_sft.data.text import question_key
 from alpacare_sft.errors import DataError, RecipeError, RunError
 from alpacare_sft.model.prompt import PromptEncoder
 from alpacare_sft.recipe.names import EMBEDDED_FILES, local_path
@@ -102,7 +102,7 @@ def load_other_rows(path: str, trained: Recipe, run: RunDirectory, limit: int | 
         source = load_rows(section)
     except DataError as error:  # told of the recipe's keys
         raise DataError(f"--rows {path}, read by the run's section data: {error}") from error
-    cleaned = clean_rows(source.columns, section.clean).rows
+    cleaned = clean_rows(source.take_batches(), section.clean).rows
     if len(cleaned) == 0:
         raise DataError(f"--rows {path}: no row of {source.num_loaded:,} is left after cleaning. Check its columns.")
     train = read_json_lines(run.data / "train.jsonl")

@@ -12,7 +12,7 @@ import evaluate
 from datasets import Features, Value
 from evaluate import MetricInfo
 
-from alpacare_sft.data.words import find_words
+from alpacare_sft.data.text import find_words
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 DEFAULT, UNICODE = "rouge_score default", "Unicode words"

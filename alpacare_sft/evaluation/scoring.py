@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alpacare_sft.data.report import repetition
-from alpacare_sft.data.words import split_words
+from alpacare_sft.data.text import repetition, split_words
 from alpacare_sft.evaluation.intervals import format_interval, judge_difference, paired_shares, paired_summary
 from alpacare_sft.evaluation.metrics import UNICODE, choice_scores, rouge_scores, rouge_tokenizer
 from alpacare_sft.evaluation.similarity import similarities

@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alpacare_sft.data.words import word_spans
+from alpacare_sft.data.text import word_spans
 from alpacare_sft.reporting.figures import Numbers, draw_differences, draw_primary, is_finite, picture
 from alpacare_sft.reporting.pages import drop_place, render
 from alpacare_sft.run.directory import write_text

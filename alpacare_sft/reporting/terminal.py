@@ -11,9 +11,9 @@ from rich.panel import Panel
 from rich.table import Column, Table
 from rich.text import Text
 
+from alpacare_sft.data.load import describe_sources
 from alpacare_sft.data.prepare import prepare_data
-from alpacare_sft.data.report import describe_sources, encoded_segments
-from alpacare_sft.data.saving import DATA_KEYS, refuse_other_data, save_data
+from alpacare_sft.data.report import DATA_KEYS, encoded_segments, refuse_other_data, save_data
 from alpacare_sft.model.base import check_context, load_tokenizer
 from alpacare_sft.reporting.pages import cleaning_notes, funnel_steps
 from alpacare_sft.run.directory import RunDirectory

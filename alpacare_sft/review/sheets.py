@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from alpacare_sft.data.equality import copy_key
+from alpacare_sft.data.text import copy_key
 from alpacare_sft.errors import RunError
 from alpacare_sft.reporting.pages import render
 from alpacare_sft.run.directory import json_sha256, read_object, write_json, write_text

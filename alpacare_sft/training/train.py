@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft import runtime
+from alpacare_sft.data.load import describe_sources
 from alpacare_sft.data.prepare import PreparedData, prepare_data
-from alpacare_sft.data.report import describe_sources
-from alpacare_sft.data.saving import refuse_other_data, save_data
+from alpacare_sft.data.report import refuse_other_data, save_data
 from alpacare_sft.errors import RecipeError, RunError, StoppedError, first_line
 from alpacare_sft.evaluation.generation import end_token_ids
 from alpacare_sft.model.adapter import check_adapter, save_adapter, trainable_digests

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import psutil
 
-from alpacare_sft.data.sources import EMBEDDED_FILES
 from alpacare_sft.model.embedded import embedded_model
+from alpacare_sft.recipe.names import EMBEDDED_FILES
 
 PLAIN = """
 import sys
