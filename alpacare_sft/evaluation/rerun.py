@@ -18,10 +18,11 @@ from alpacare_sft.reporting.evidence import (
     published_recipe,
     read_evidence,
     read_log_history,
-    read_or_empty,
+    read_shaped,
 )
 from alpacare_sft.run.directory import WEIGHTS, RunDirectory, file_sha256, write_json
 from alpacare_sft.run.json_lines import read_json_lines
+from alpacare_sft.run.shapes import PredictionsShape, ScoresShape, shape_fault
 from alpacare_sft.run.trained import trained_recipe
 from alpacare_sft.runtime import prepared_process, say
 from alpacare_sft.training.train import train
@@ -95,15 +96,25 @@ def _compare_answers(first: RunDirectory, second: RunDirectory) -> Iterator[dict
     files = [run.path / "eval" / "predictions.jsonl" for run in (first, second)]
     if not all(file.is_file() for file in files):
         return
-    rows = [{row["id"]: row for row in read_json_lines(file)} for file in files]
+    rows = [_read_predictions(file) for file in files]
     for side in SIDES:
         pairs = [(row.get(side), rows[1].get(row_id, {}).get(side)) for row_id, row in rows[0].items()]
         changed = sum(one != other for one, other in pairs)
         yield _result(f"answers of the {side}", not changed, f"{changed:,} of {len(pairs):,}")
 
 
+def _read_predictions(file: Path) -> dict[Any, dict[str, Any]]:
+    """Rows of `predictions.jsonl` by their ids."""
+    rows = read_json_lines(file)
+    if fault := shape_fault(rows, PredictionsShape):
+        raise RunError(f"{file} is damaged: {fault}. Score again: alpacare-sft eval RECIPE.")
+    return {row["id"]: row for row in rows}
+
+
 def _compare_scores(first: RunDirectory, second: RunDirectory) -> Iterator[dict[str, Any]]:
-    metrics = [read_or_empty(run.path / "eval" / "scores.json").get("metrics") or {} for run in (first, second)]
+    remedy = "Score again: alpacare-sft eval RECIPE"
+    scores = [read_shaped(run.path / "eval" / "scores.json", ScoresShape, remedy) for run in (first, second)]
+    metrics = [one.get("metrics") or {} for one in scores]
     for name in (name for name in metrics[0] if name in metrics[1]):
         for side in SIDES:
             means = [((one[name] or {}).get(side) or {}).get("mean") for one in metrics]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 RESUME = Literal["auto", "never"]
 _TOP = {"output_dir": str, "resume": RESUME}
+_UNSTORABLE = "must hold no NUL and no half of a character (a lone surrogate), which no file can hold. Take it out."
 _REMEDIES = {
     "model.model_name_or_path": " `embedded` needs no network.",
     "data.path": " `embedded` needs no network.",
@@ -66,6 +68,7 @@ def validate(document: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[F
 
     document = dict(document)
     refused = [fault for section in ("train", "lora") for fault in _refused(section, document.get(section))]
+    refused += [Fault(dotted, _UNSTORABLE) for dotted, value in leaves(document) if not _is_storable(_as_json(value))]
     for section, key in (("model", "model_name_or_path"), ("data", "path")):
         if isinstance(values := document.setdefault(section, {}), dict):
             document[section] = {
@@ -76,7 +79,7 @@ def validate(document: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[F
     plain = _as_json(document)
     apply_overrides(plain, list(_numbers_in_quotes(plain)))
     try:
-        model = recipe_model().model_validate_json(json.dumps(plain), strict=True)
+        model = recipe_model().model_validate_json(_json_bytes(plain), strict=True)
     except ValidationError as error:
         reported = {fault.key for fault in refused}
         return None, [*refused, *(fault for fault in _faults(error, document) if fault.key not in reported)]
@@ -87,6 +90,20 @@ def _refused(section: str, values: Any) -> Iterator[Fault]:
     for key in values if isinstance(values, Mapping) else ():
         if fault := rules.refused_key(section, str(key)):
             yield fault
+
+
+def _is_storable(value: Any) -> bool:
+    """Whether files and their names can hold the texts of a JSON value."""
+    if isinstance(value, Mapping):
+        return all(_is_storable(part) for pair in value.items() for part in pair)
+    if isinstance(value, list):
+        return all(map(_is_storable, value))
+    return not isinstance(value, str) or re.search("[\0\ud800-\udfff]", value) is None
+
+
+def _json_bytes(value: Any) -> bytes:
+    """JSON for pydantic, which reads no half characters: those are refused by `_is_storable`."""
+    return json.dumps(value, ensure_ascii=False).encode(errors="replace")
 
 
 def _numbers_in_quotes(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -149,7 +166,7 @@ def fits_key(dotted: str, value: Any) -> bool:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        TypeAdapter(key_type(dotted)).validate_json(json.dumps(_as_json(value)), strict=True)
+        TypeAdapter(key_type(dotted)).validate_json(_json_bytes(_as_json(value)), strict=True)
     except ValidationError:
         return False
     return True

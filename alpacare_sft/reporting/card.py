@@ -105,7 +105,7 @@ def render_markdown(template: str, **context: Any) -> str:
 
     environment = Environment(
         loader=PackageLoader("alpacare_sft.reporting"),
-        autoescape=False,  # Markdown, not HTML
+        autoescape=False,  # Markdown, not HTML  # nosec B701
         undefined=ChainableUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

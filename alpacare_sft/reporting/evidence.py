@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.errors import RunError
+from alpacare_sft.recipe.keys import is_known_key
 from alpacare_sft.recipe.names import COMMIT, pin_commits
+from alpacare_sft.recipe.validation import fits_key
 from alpacare_sft.run.directory import RunDirectory, adapter_sha256, read_object
+from alpacare_sft.run.shapes import LogShape, ReportShape, ScoresShape, shape_fault
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe.loading import Recipe
@@ -44,11 +47,14 @@ def read_evidence(run: RunDirectory) -> Evidence:
     if damaged := run.damaged("data/report.json"):
         raise RunError(f"{run.path}: {damaged[0]} is not as it was written. Make it again: alpacare-sft data RECIPE.")
     record, path = run.read_record(), run.path / "eval" / "scores.json"
-    scores = read_or_empty(path)
+    if not (record.get("base_model") or {}).get("name"):
+        raise RunError(f"{run.record} does not name the base model. Train it again: alpacare-sft train RECIPE.")
+    scores, report = read_or_empty(path), run.data / "report.json"
     fault = _scores_fault(scores, run.adapter)
     if not fault and run.damaged("eval/scores.json"):
         fault = "eval/scores.json was changed since it was written. Score again: alpacare-sft eval RECIPE"
-    return Evidence(record, read_or_empty(run.data / "report.json"), None if fault else scores, fault)
+    account = read_shaped(report, ReportShape, "Make it again: alpacare-sft data RECIPE")
+    return Evidence(record, account, None if fault else scores, fault)
 
 
 def published_recipe(trained: Recipe, given: Recipe, evidence: Evidence) -> Recipe:
@@ -61,9 +67,17 @@ def published_recipe(trained: Recipe, given: Recipe, evidence: Evidence) -> Reci
     """
     generate, rated = given.generate, given.evaluate
     if evidence.scores:
-        generate = dataclasses.replace(generate, **evidence.scores.get("generate", {}))
-        rated = dataclasses.replace(rated, **evidence.scores.get("evaluate", {}))
+        generate = dataclasses.replace(generate, **_settings("generate", evidence.scores))
+        rated = dataclasses.replace(rated, **_settings("evaluate", evidence.scores))
     return dataclasses.replace(trained, hub=given.hub, safety=given.safety, generate=generate, evaluate=rated)
+
+
+def _settings(section: str, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of scores that this version has, and takes."""
+    given = scores.get(section, {}).items()
+    return {
+        key: value for key, value in given if is_known_key(f"{section}.{key}") and fits_key(f"{section}.{key}", value)
+    }
 
 
 def pinned_recipe(recipe: Recipe, record: Mapping[str, Any]) -> Recipe:
@@ -82,6 +96,8 @@ def pinned_recipe(recipe: Recipe, record: Mapping[str, Any]) -> Recipe:
 
 def _scores_fault(scores: dict[str, Any], adapter: Path) -> str:
     remedy = "Score it: alpacare-sft eval RECIPE"
+    if fault := shape_fault(scores, ScoresShape):
+        return f"eval/scores.json is damaged: {fault}. {remedy}"
     if not scores.get("metrics"):
         return f"this adapter was not evaluated. {remedy}"
     if not scores.get("complete"):
@@ -99,8 +115,21 @@ def read_or_empty(path: Path) -> dict[str, Any]:
         return {}
 
 
+def read_shaped(path: Path, shape: Any, remedy: str) -> dict[str, Any]:
+    """`read_or_empty`, of a file that was written by this package.
+
+    Raises:
+        RunError: with the remedy, if the file holds what this package does not write.
+    """
+    value = read_or_empty(path)
+    if value and (fault := shape_fault(value, shape)):
+        raise RunError(f"{path} is damaged: {fault}. {remedy}.")
+    return value
+
+
 def read_log_history(run: RunDirectory) -> list[dict[str, Any]]:
     """What the trainer logged, by step, from the last checkpoint; empty where none was kept."""
     files = run.checkpoints.glob("checkpoint-*/trainer_state.json")
     last = max(files, key=lambda file: int(file.parent.name.rpartition("-")[2]), default=None)
-    return [] if last is None else list(read_or_empty(last).get("log_history") or [])
+    history: list[dict[str, Any]] = [] if last is None else read_or_empty(last).get("log_history") or []
+    return [] if shape_fault(history, LogShape) else history

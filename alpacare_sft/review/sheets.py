@@ -17,6 +17,7 @@ from alpacare_sft.data.equality import copy_key
 from alpacare_sft.errors import RunError
 from alpacare_sft.reporting.pages import render
 from alpacare_sft.run.directory import read_object, write_json, write_text
+from alpacare_sft.run.shapes import ReviewKeyShape, shape_fault
 
 CRITERIA = ("correctness", "completeness", "clarity")
 FLAG = "could_harm"
@@ -86,13 +87,20 @@ def read_keys(folder: Path) -> list[dict[str, Any]]:
     try:
         newest = read_object(path)
         keys = [newest, *newest.pop("earlier", [])]
-        if all(key["sheet"] and key["letters"] and key["rows"] for key in keys):
+        if not any(shape_fault(key, ReviewKeyShape) for key in keys) and all(map(_names_models, keys)):
             return keys
     except FileNotFoundError:
         return []
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, TypeError):
         pass
     raise RunError(f"{path} is not the key of a review. Put it back, or move it away and run eval again.")
+
+
+def _names_models(key: Mapping[str, Any]) -> bool:
+    """Whether a key says of each letter whose answer it was."""
+    whose = ["base", "adapter"] if key["letters"] == "ab" else ["adapter"]
+    rows = [sorted(str(row.get(letter)) for letter in key["letters"]) == sorted(whose) for row in key["rows"]]
+    return key["letters"] in ("a", "ab") and bool(key["sheet"] and rows) and all(rows)
 
 
 def _is_filled(path: Path) -> bool:

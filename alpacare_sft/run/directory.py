@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from alpacare_sft.errors import RunError, causes_of
+from alpacare_sft.run.shapes import RecordShape, shape_fault
 from alpacare_sft.runtime import is_main_process, say
 
 _SCRATCH = re.compile(
@@ -94,10 +95,20 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if it holds something else.
     """
-    value = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"), parse_int=_whole_number)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError("it must hold an object")
     return value
+
+
+def _whole_number(text: str) -> int:
+    """A number that floats reach too."""
+    if (number := int(text)).bit_length() > 1000:
+        raise ValueError("a number in it is too large")
+    return number
 
 
 @contextmanager
@@ -168,7 +179,10 @@ class RunDirectory:
                     write_text(self.record, copy)
             return dict(json.loads(copy))
         try:
-            return read_object(self.record)
+            record = read_object(self.record)
+            if fault := shape_fault(record, RecordShape):
+                raise ValueError(fault)
+            return record
         except FileNotFoundError:
             return {}
         except ValueError as error:

@@ -21,6 +21,7 @@ from alpacare_sft.recipe.resolved import (
     dotted_values,
     given_document,
     given_keys,
+    given_values,
     recipe_differences,
     recipe_sha256,
     recipe_yaml,
@@ -28,7 +29,7 @@ from alpacare_sft.recipe.resolved import (
 )
 from alpacare_sft.recipe.sections import EarlyStoppingSection
 from alpacare_sft.recipe.validation import fits_key
-from alpacare_sft.recipe.values import plain_value
+from alpacare_sft.recipe.values import plain_value, show_value
 from alpacare_sft.run.directory import RunDirectory, write_text
 from alpacare_sft.run.record import version_changes
 from alpacare_sft.runtime import say
@@ -91,14 +92,29 @@ def read_stored_recipe(run: RunDirectory) -> StoredRecipe:
         loaded={},
         notes=[],
     )
+    versions = version_changes(record)
+    if not versions:
+        _check_values(run, recipe)
     of_run = dotted_values(sections) | dotted_values(given)
     return StoredRecipe(
         recipe,
         removed={key: value for key, value in of_run.items() if not is_known_key(key)},
         added=[] if is_old else sorted(key for key in dotted_values(recipe.values()) if key not in of_run),
-        versions=version_changes(record),
+        versions=versions,
         is_of_record=_is_of_record(record, document, recipe),
     )
+
+
+def _check_values(run: RunDirectory, recipe: Recipe) -> None:
+    """Refuse values of `train` and `lora` that the very libraries of the run never took.
+
+    Raises:
+        RecipeError: with the first of them.
+    """
+    for section in ("train", "lora"):
+        for key, value in given_values(recipe, section).items():
+            if is_known_key(f"{section}.{key}") and not fits_key(f"{section}.{key}", value):
+                raise RecipeError(f"{run.record}: resolved.{section}.{key} cannot be {show_value(value)}.")
 
 
 def _known(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
