@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import platform
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,10 @@ _QUIET_LOGGERS = {
     # datasets 5.2 prints what it raises; our error names the line as well.
     "datasets.packaged_modules": logging.CRITICAL,
 }
+
+
+# C0 and C1 without tab and line feed, and the bidirectional controls (UAX #9).
+_ORDERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @contextmanager
@@ -300,4 +305,12 @@ def is_main_process() -> bool:
 def say(message: str) -> None:
     """One line for a person, from one process."""
     if is_main_process():
-        print(message, flush=True)
+        print(printable(message), flush=True)
+
+
+def printable(text: str) -> str:
+    """Text without the signs that a terminal takes for orders: control characters, and those that turn its direction.
+
+    Text of rows, files and the Hub stands in messages. Line breaks and tabs stay.
+    """
+    return _ORDERS.sub("\ufffd", text)

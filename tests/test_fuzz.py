@@ -9,11 +9,14 @@ from __future__ import annotations
 import copy
 import csv
 import io
+import itertools
 import json
 import re
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +24,26 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from alpacare_sft import evaluate, push, review_answers, train
 from alpacare_sft.data.equality import question_keys
+from alpacare_sft.data.hub import load_hub
 from alpacare_sft.data.prepare import PreparedData, prepare_data
 from alpacare_sft.data.saving import restore_data
-from alpacare_sft.errors import AlpacareError, RecipeError
+from alpacare_sft.errors import AlpacareError, ModelError, RecipeError
 from alpacare_sft.evaluation.held_out import read_test_split
 from alpacare_sft.evaluation.rerun import rerun
+from alpacare_sft.hub.doctor import examine
+from alpacare_sft.hub.preflight import preflight
 from alpacare_sft.model.adapter import attach_adapter, find_adapter, other_base
-from alpacare_sft.model.base import load_base_model
+from alpacare_sft.model.base import load_base_model, load_tokenizer
 from alpacare_sft.recipe.document import parse_yaml
 from alpacare_sft.recipe.keys import known_keys
 from alpacare_sft.recipe.loading import Recipe, load_recipe, recipe_from_document
 from alpacare_sft.recipe.resolved import recipe_yaml
-from alpacare_sft.recipe.sections import ModelSection
+from alpacare_sft.recipe.sections import HubDataset, ModelSection
 from alpacare_sft.reporting.card import save_card
 from alpacare_sft.reporting.run_report import save_run_report
 from alpacare_sft.review.sheets import save_review_sheets
@@ -48,6 +54,8 @@ from alpacare_sft.run.json_lines import format_json_lines
 from alpacare_sft.run.trained import continue_run, trained_recipe
 from tests.conftest import tiny_document, write_record
 from tests.fuzzing import TEXT, VALUES, as_json, fuzz, mutated, places, with_value
+from tests.hub_server import Repository, serve
+from tests.hub_writing import Account, WritableHub, WritingHandler
 from tests.made_up_scores import made_up_predictions
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -98,6 +106,13 @@ KEYS = [f"{section}.{key}" for section, keys in known_keys().items() for key in 
 
 @fuzz(0.16)
 @given(recipe_texts())
+@example("{train: {seed: !!timestamp x}}")
+@example("{train: {seed: !!bool maybe}}")
+@example("{train: {seed: !!binary '*'}}")
+@example("{train: {seed: 1" + "0" * 400 + "}, model: {model_name_or_path: x}, data: {path: x}, output_dir: x}")
+@example('{output_dir: "\\ud800", model: {model_name_or_path: x}, data: {path: x}}')
+@example('{output_dir: "a\\0b", model: {model_name_or_path: x}, data: {path: x}, train: {no_key: 1}}')
+@example("{'': 1}")
 def test_a_recipe_loads_or_is_refused(text: str) -> None:
     loads_or_refuses(text.encode("utf-8", "surrogatepass"), [])
 
@@ -120,6 +135,11 @@ def test_any_bytes_are_a_recipe_or_refused(content: bytes) -> None:
         max_size=3,
     )
 )
+@example(["--train.seed=!!int x"])
+@example(["--train.seed=" + "1" * 5000])
+@example(["--train.seed=" + "[" * 1500 + "]" * 1500])
+@example(["--train.seed", "--{"])
+@example(["--data.path", "\udcff"])
 def test_overrides_are_taken_or_refused(words: list[str]) -> None:
     loads_or_refuses(SHIPPED["demo.yaml"].encode(), words)
 
@@ -438,3 +458,182 @@ def test_files_of_a_run_are_used_or_refused(data: st.DataObject, trained: Path) 
     finally:
         for other, content in before.items():
             (run / other).write_bytes(content)
+
+
+PAGE = b"<!DOCTYPE html><html><body><h1>Sign in to this network</h1></body></html>"
+
+
+@dataclass
+class OddHub(WritableHub):
+    """A Hub that has whatever is asked for, and answers one of the requests with something else.
+
+    Attributes:
+        folders: what repositories of each kind hold.
+        oddity: which request that is, counted from 0; its status, or 0 for the right one; its body, or None for the
+            right one; and how many bytes of the body are sent before the connection is closed.
+    """
+
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    oddity: tuple[int, int, bytes | None, int | None] = (-1, 0, None, None)
+
+    def find(self, kind: str, name: str) -> Repository | None:
+        if name.startswith("tester/"):  # what a push would make
+            return super().find(kind, name)
+        return Repository(name, self.folders["adapter" if "adapter" in name else kind], kind)
+
+
+class OddHandler(WritingHandler):
+    def _send(self, status: int, headers: Mapping[str, str], body: bytes, file: str = "") -> None:
+        hub = self.server.hub
+        assert isinstance(hub, OddHub)
+        place, other_status, other_body, length = hub.oddity
+        if len(hub.requests) != place:
+            super()._send(status, headers, body, file)
+            return
+        hub.requests.append((self.command, self.path, other_status or status))
+        self.send_response(other_status or status)
+        for name, value in headers.items():
+            if value and name.lower() != "content-length":
+                self.send_header(name, value)
+        body = body if other_body is None else other_body
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body[:length])
+        self.close_connection = True
+
+
+@pytest.fixture(scope="module")
+def odd_hub(tiny_model: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OddHub]:
+    """A Hub that this process's clients talk to, with caches and a token of its own."""
+    import datasets
+    from huggingface_hub import constants, hf_api
+    from huggingface_hub.utils import close_session
+
+    home = tmp_path_factory.mktemp("home")
+    (home / "rows").mkdir()
+    (home / "rows" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in GOOD))
+    folders = {"models": tiny_model, "datasets": home / "rows", "adapter": trained / "run" / "adapter"}
+    served = OddHub([], tokens={"hf_writer": True}, accounts={"hf_writer": Account("tester")}, folders=folders)
+    with serve(served, OddHandler) as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "ENDPOINT", hub.endpoint)
+        patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        patch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        patch.setattr(hf_api.api, "endpoint", hub.endpoint)
+        patch.setattr(datasets.config, "HF_ENDPOINT", hub.endpoint)
+        patch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        patch.setattr("time.sleep", lambda seconds: None)  # between attempts
+        patch.setenv("HF_TOKEN", "hf_writer")
+        patch.delenv("HF_HUB_OFFLINE")
+        close_session()
+        yield hub
+        close_session()
+
+
+# Whatever talks to the Hub, with the name of a repository that nobody asked for before.
+CLIENTS: dict[str, Callable[[Recipe, str], Any]] = {
+    "tokenizer": lambda recipe, name: load_tokenizer(ModelSection(model_name_or_path=f"them/{name}")),
+    "base": lambda recipe, name: load_base_model(ModelSection(model_name_or_path=f"them/{name}"), "float32"),
+    "adapter": lambda recipe, name: find_adapter(f"them/adapter-{name}"),
+    "rows": lambda recipe, name: load_hub(HubDataset(path=f"them/{name}")),
+    "preflight": lambda recipe, name: preflight(recipe),
+    "push": lambda recipe, name: push(recipe),
+    "doctor": lambda recipe, name: list(examine(recipe)),
+}
+NAMES_OF_CASES = (f"odd{number}" for number in itertools.count())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("client", CLIENTS)
+def test_right_answers_of_that_hub_are_taken(client: str, odd_hub: OddHub, trained: Path) -> None:
+    odd_hub.oddity = (-1, 0, None, None)
+    odd_hub.requests.clear()
+    ask_hub(client, trained)
+    assert odd_hub.requests
+
+
+def ask_hub(client: str, trained: Path) -> None:
+    name = next(NAMES_OF_CASES)
+    recipe = load_recipe(trained / "recipe.yaml", ["--hub.repo_id", f"tester/{name}"])
+    if client == "push":
+        run = RunDirectory(trained / "run")
+        run.update_record({"base_model": {"name": "them/base", "revision": "a" * 40}, "pushed": None})
+    else:
+        recipe.model.model_name_or_path = f"them/{name}"
+    CLIENTS[client](recipe, name)
+
+
+STATUSES = st.sampled_from((0, 0, 0, 200, 201, 204, 206, 302, 304, 400, 401, 402, 403, 404, 409, 412, 413, 416, 418))
+BODIES = st.one_of(st.none(), st.just(PAGE), VALUES.map(lambda value: as_json(value).encode()), st.binary(max_size=20))
+
+
+@pytest.mark.filterwarnings("ignore")  # what the clients say of answers that they do not know
+@fuzz(0.08)
+@given(
+    client=st.sampled_from(list(CLIENTS)),
+    place=st.integers(0, 5),
+    status=st.one_of(STATUSES, st.sampled_from((429, 500, 502, 503, 504))),
+    body=BODIES,
+    length=st.sampled_from((None, None, 0, 7)),
+)
+@example(client="preflight", place=0, status=0, body=b"[]", length=None)
+@example(client="push", place=0, status=0, body=b"{}", length=None)
+@example(client="preflight", place=2, status=0, body=b"[]", length=None)
+@example(client="push", place=4, status=0, body=b"null", length=None)
+@example(client="preflight", place=2, status=0, body=b'{"id": "x", "cardData": 3}', length=None)
+def test_odd_answers_of_the_hub_are_told(
+    client: str, place: int, status: int, body: bytes | None, length: int | None, odd_hub: OddHub, trained: Path
+) -> None:
+    odd_hub.requests.clear()
+    odd_hub.oddity = (place, status, body, length)
+    try:
+        ask_hub(client, trained)
+    except AlpacareError as error:
+        assert str(error).strip() and "hf_writer" not in str(error)
+
+
+@pytest.mark.parametrize("value", [True, 3, ["x"], "x"])
+def test_an_adapter_whose_entry_for_code_is_no_mapping_is_refused(value: Any, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "run" / "adapter", tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(as_json(json.loads(path.read_text()) | {"auto_mapping": value}))
+    with pytest.raises(ModelError, match="auto_mapping names code to import, which is never run"):
+        find_adapter(str(tmp_path / "adapter"))
+
+
+# File of a run, place of a value, the value, and the reader that once failed on it.
+DAMAGE = [
+    ("eval/scores.json", ("metrics", "loss", "base", "low"), "x", "report"),
+    ("eval/scores.json", ("generate",), {"no_key": 1}, "push"),
+    ("data/report.json", ("near_duplicates",), None, "test rows"),
+    ("data/report.json", ("steps",), [3], "report"),
+    ("run.json", ("data_sha256",), None, "test rows"),
+    ("run.json", ("train", "seconds"), "x", "card"),
+    ("run.json", ("rows", "loaded"), 10**400, "report"),
+    ("run.json", ("resolved", "lora", "target_modules"), [None, "q_proj"], "report"),
+    ("eval/review.json", ("criteria",), 3, "report"),
+    ("eval/predictions.jsonl", (), [None], "rerun"),
+    ("eval/review_key.json", ("rows",), [3], "review"),
+]
+
+
+@pytest.mark.parametrize(("name", "place", "value", "reader"), DAMAGE)
+def test_a_value_of_another_kind_in_a_file_of_a_run_is_told(
+    name: str, place: tuple[str, ...], value: Any, reader: str, trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained / "run", tmp_path / "run")
+    recipe = load_recipe(trained / "recipe.yaml", ["--output_dir", str(tmp_path / "run")])
+    path = tmp_path / "run" / name
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    document = None if name.endswith(".jsonl") else with_value(json.loads(path.read_text()), place, value)
+    path.write_text("".join(map(as_line, value)) if document is None else as_json(document))
+    if name in record["files"]:
+        seal(tmp_path / "run", record, name)
+    (tmp_path / "run" / ".run.json").unlink(missing_ok=True)
+    with suppress(AlpacareError):
+        READERS[reader](recipe, RunDirectory(tmp_path / "run"))

@@ -13,6 +13,7 @@ import yaml
 from alpacare_sft.errors import Fault, RecipeError, first_line
 
 _MOST_VALUES = 100_000
+_MOST_BYTES = 2**20  # some hundred times the longest recipe
 
 
 class _RecipeLoader(yaml.SafeLoader):
@@ -119,7 +120,10 @@ def read_document(path: Path) -> tuple[dict[str, Any], list[Fault]]:
         RecipeError: if the file cannot be read or is not a mapping of sections.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise RecipeError(f"{path} is too large for a recipe: at most 1 MiB. Name the YAML file of a recipe.")
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise RecipeError(f"{path} must be a recipe file, none is there.{_nearest_file(path)}") from None
