@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft.errors import RecipeError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.segment import Segment
+
     from alpacare_sft.recipe.upstream_sections import TrainSection
 
 
@@ -306,6 +309,19 @@ def say(message: str) -> None:
     """One line for a person, from one process."""
     if is_main_process():
         print(printable(message), flush=True)
+
+
+def open_console() -> Console:
+    """A console whose tables and texts hold nothing that is not `printable`; its own colours stay."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class PrintableConsole(Console):
+        def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+    return PrintableConsole()
 
 
 def printable(text: str) -> str:

@@ -104,7 +104,7 @@ SHORT = st.sampled_from([*SNIPPETS, "3", "2e-4", "x", "--3", "-", "--"])
 KEYS = [f"{section}.{key}" for section, keys in known_keys().items() for key in keys]
 
 
-@fuzz(0.16)
+@fuzz(0.2)
 @given(recipe_texts())
 @example("{train: {seed: !!timestamp x}}")
 @example("{train: {seed: !!bool maybe}}")
@@ -123,7 +123,7 @@ def test_any_bytes_are_a_recipe_or_refused(content: bytes) -> None:
     loads_or_refuses(content, [])
 
 
-@fuzz(0.16)
+@fuzz(0.2)
 @given(
     st.lists(
         st.one_of(
@@ -251,7 +251,7 @@ def prepare(path: str, tiny_model: Path, tokenizer: Any, clean: dict[str, Any]) 
     return data
 
 
-@fuzz(0.2)
+@fuzz(0.16)
 @given(file=row_files(), clean=st.sampled_from(({}, OFF)))
 def test_files_of_rows_are_read_or_refused(
     file: tuple[str, bytes], clean: dict[str, Any], tiny_model: Path, tokenizer: Any
@@ -433,7 +433,7 @@ RUN_FILES = (
 )
 
 
-@fuzz(0.1)
+@fuzz(0.06)
 @given(data=st.data())
 def test_files_of_a_run_are_used_or_refused(data: st.DataObject, trained: Path) -> None:
     run = trained / "run"
@@ -573,7 +573,7 @@ BODIES = st.one_of(st.none(), st.just(PAGE), VALUES.map(lambda value: as_json(va
 
 
 @pytest.mark.filterwarnings("ignore")  # what the clients say of answers that they do not know
-@fuzz(0.08)
+@fuzz(0.04)
 @given(
     client=st.sampled_from(list(CLIENTS)),
     place=st.integers(0, 5),

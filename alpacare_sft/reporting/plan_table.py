@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from alpacare_sft.runtime import open_console
 
 
 def show_plan(plan: Mapping[str, Any]) -> None:
@@ -16,7 +17,7 @@ def show_plan(plan: Mapping[str, Any]) -> None:
     Args:
         plan: of `training.plan.plan_run`.
     """
-    console = Console()
+    console = open_console()
     target = plan["target"]
     console.print(
         f"[bold]{escape(str(plan['model']))}[/bold] on {escape(target['name'])} ({_gib(target['memory_bytes'])} GiB), "
