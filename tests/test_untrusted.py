@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -60,3 +63,35 @@ def test_a_recipe_of_a_gigabyte_is_refused_by_its_size(tmp_path: Path) -> None:
         file.truncate(2**30)
     with pytest.raises(RecipeError, match="is too large for a recipe: at most 1 MiB"):
         load_recipe(path)
+
+
+TOKEN = "hf_PlantedTokenThatNobodyMaySee0123456789"
+
+
+@pytest.mark.slow
+def test_a_token_is_in_no_output_file_or_process(
+    document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[str] = []
+    begin = subprocess.Popen.__init__
+
+    def watched(self: Any, args: Any, *rest: Any, **options: Any) -> None:
+        started.append(repr(args))
+        begin(self, args, *rest, **options)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", watched)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    document["train"]["max_steps"] = 2
+    document |= {"generate": {"max_new_tokens": 4}, "evaluate": {"bootstrap_samples": 100}}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(document))
+    for verb in ("data", "train", "eval", "report", "push --dry-run", "push --debug", "doctor"):
+        name, *flags = verb.split()
+        main([name, str(recipe), *flags, "--hub.repo_id", "tester/x"])
+    main(["data", str(recipe), "--debug", "--data.path", str(tmp_path / "none.jsonl")])
+    shown = capsys.readouterr()
+    assert "Traceback" in shown.err and started
+    assert TOKEN not in shown.out + shown.err + "".join(started)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []
