@@ -112,7 +112,7 @@ KEYS = [f"{section}.{key}" for section, keys in known_keys().items() for key in 
 @example("{train: {seed: 1" + "0" * 400 + "}, model: {model_name_or_path: x}, data: {path: x}, output_dir: x}")
 @example('{output_dir: "\\ud800", model: {model_name_or_path: x}, data: {path: x}}')
 @example('{output_dir: "a\\0b", model: {model_name_or_path: x}, data: {path: x}, train: {no_key: 1}}')
-@example("{'': 1}")
+@example("{'': 1, ' 0': 1}")
 def test_a_recipe_loads_or_is_refused(text: str) -> None:
     loads_or_refuses(text.encode("utf-8", "surrogatepass"), [])
 
@@ -566,6 +566,22 @@ def ask_hub(client: str, trained: Path) -> None:
     else:
         recipe.model.model_name_or_path = f"them/{name}"
     CLIENTS[client](recipe, name)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "climbing", ["../../adapter_climbed", "adapter_/../../../adapter_climbed", "/tmp/adapter_climbed"]
+)
+def test_names_from_the_hub_that_climb_out_are_written_nowhere(
+    climbing: str, odd_hub: OddHub, trained: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    listed = {"id": "them/x", "sha": "b" * 40, "siblings": [{"rfilename": climbing}], "private": False}
+    odd_hub.requests.clear()
+    odd_hub.oddity = (0, 0, as_json(listed).encode(), None)
+    with pytest.raises(AlpacareError):
+        ask_hub("adapter", trained)
+    assert not list(tmp_path_factory.getbasetemp().rglob("adapter_climbed"))
+    assert not Path("/tmp/adapter_climbed").exists()
 
 
 STATUSES = st.sampled_from((0, 0, 0, 200, 201, 204, 206, 302, 304, 400, 401, 402, 403, 404, 409, 412, 413, 416, 418))
