@@ -30,6 +30,7 @@ from alpacare_sft.recipe.values import describe_type, plain_types, quotes_remedy
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
+_MOST_LEVELS = 100  # of lists and mappings in one another; pydantic reads 200
 RESUME = Literal["auto", "never"]
 _TOP = {"output_dir": str, "resume": RESUME}
 _UNSTORABLE = "must hold no NUL and no half of a character (a lone surrogate), which no file can hold. Take it out."
@@ -115,8 +116,8 @@ def _numbers_in_quotes(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]
 
 
 def _as_json(value: Any, parents: Sequence[int] = ()) -> Any:
-    """A YAML value as JSON has it; an anchor that holds itself ends there."""
-    if id(value) in parents:
+    """A YAML value as JSON has it; an anchor that holds itself ends there, and so does what pydantic would not read."""
+    if id(value) in parents or len(parents) > _MOST_LEVELS:
         return "…"
     within = (*parents, id(value))
     if isinstance(value, Mapping):
