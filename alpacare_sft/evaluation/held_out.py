@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from alpacare_sft.errors import DataError, RecipeError, RunError
 from alpacare_sft.model.prompt import PromptEncoder
 from alpacare_sft.recipe.names import EMBEDDED_FILES, local_path
 from alpacare_sft.recipe.sections import ROW_COLUMNS
-from alpacare_sft.run.directory import file_sha256, last_name, text_sha256
+from alpacare_sft.run.directory import file_sha256, has_sha256, last_name, read_object, text_sha256
 from alpacare_sft.run.json_lines import read_json_lines
 from alpacare_sft.runtime import say
 
@@ -59,9 +58,9 @@ def read_test_split(run: RunDirectory, limit: int | None) -> HeldOutRows:
     Raises:
         RunError: if it is empty, or is not what the run recorded.
     """
-    recorded = run.read_record()["data_sha256"]
+    recorded = run.read_record().get("data_sha256") or {}
     for name in ("train", "test"):
-        if file_sha256(run.data / f"{name}.jsonl") != recorded[name]:
+        if not has_sha256(run.data / f"{name}.jsonl", recorded.get(name, "")):
             raise RunError(
                 f"{run.data / name}.jsonl is not the split that this run was trained with, so its test rows cannot be "
                 "proven unseen. Put the file back, or train again."
@@ -80,9 +79,9 @@ def read_test_split(run: RunDirectory, limit: int | None) -> HeldOutRows:
             "form, case, white space); they count as near-duplicates. Train again: a draw now keeps them apart."
         )
     try:
-        near = json.loads((run.data / "report.json").read_text(encoding="utf-8"))["near_duplicates"]
+        near = read_object(run.data / "report.json")["near_duplicates"]
         return HeldOutRows(rows[:limit], "test rows", unseen, _nearest(near["nearest"]) | respelt, near["threshold"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{run.data / 'report.json'} is missing, damaged or of an older version. Make it again: "
             "alpacare-sft data RECIPE."

@@ -191,6 +191,8 @@ def judge_difference(difference: Mapping[str, Any], better: str | None) -> dict[
 
 
 def format_interval(part: Mapping[str, Any], form: str) -> str:
-    """`mean [low, high]`, each in a format such as `+.3f`; the mean alone where there is no interval."""
-    mean = f"{part['mean']:{form}}"
-    return mean if part["low"] is None else f"{mean} [{part['low']:{form}}, {part['high']:{form}}]"
+    """`mean [low, high]`, each in a format such as `+.3f`; the mean alone without an interval, a dash for no mean."""
+    mean, low, high = part["mean"], part["low"], part["high"]
+    if mean is None:
+        return "–"
+    return f"{mean:{form}}" if low is None or high is None else f"{mean:{form}} [{low:{form}}, {high:{form}}]"

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -23,7 +22,7 @@ from alpacare_sft.reporting.evidence import (
 from alpacare_sft.run.directory import WEIGHTS, RunDirectory, file_sha256, write_json
 from alpacare_sft.run.json_lines import read_json_lines
 from alpacare_sft.run.trained import trained_recipe
-from alpacare_sft.runtime import prepared_process, say
+from alpacare_sft.runtime import open_console, prepared_process, say
 from alpacare_sft.training.train import train
 
 SIDES = ("base", "adapter")
@@ -140,7 +139,7 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterato
 
 def show_comparison(comparison: Mapping[str, Any]) -> None:
     """Print what `rerun` found."""
-    console = Console()
+    console = open_console()
     table = Table("compared", "same", "difference", box=None, pad_edge=False)
     for one in comparison["results"]:
         table.add_row(escape(one["name"]), "yes" if one["same"] else "no", escape(one["difference"] or ""))

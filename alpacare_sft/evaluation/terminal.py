@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from alpacare_sft.evaluation.generation import CUT
 from alpacare_sft.evaluation.intervals import format_interval
 from alpacare_sft.review.judge import show_judge
+from alpacare_sft.runtime import open_console
 
 if TYPE_CHECKING:
     from alpacare_sft.evaluation.evaluate import Evaluation
@@ -29,7 +29,7 @@ def show_evaluation(result: Evaluation, every_score: bool = False) -> None:
         result: of `evaluate`.
         every_score: the descriptive scores as well as the primary metrics.
     """
-    console = Console()
+    console = open_console()
     scores = result.scores
     answered = [line for line in result.predictions if "adapter" in line]
     for line in answered[:SIDE_BY_SIDE]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from alpacare_sft.errors import RecipeError, first_line
 from alpacare_sft.hub.errors import TOKENS, hub_fault
+from alpacare_sft.hub.preflight import read_account
 from alpacare_sft.recipe.keys import section_types
 from alpacare_sft.recipe.names import EMBEDDED, hub_datasets, is_path
 from alpacare_sft.runtime import resolve_precision
@@ -167,7 +168,7 @@ def _token() -> Iterator[Finding]:
         yield Finding("warning", "token", f"none; gated models need one. Make it at {TOKENS}, then: hf auth login")
         return
     try:
-        account = HfApi().whoami()
+        account = read_account(HfApi())
     except Exception as error:  # the network, or a token that the Hub does not know
         fault = hub_fault(error, "the token", writes=True)
         yield Finding(

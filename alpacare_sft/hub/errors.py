@@ -125,8 +125,13 @@ def hub_errors_explained(repo_id: str, state: str = "") -> Iterator[None]:
         raise
     except Exception as error:
         message = hub_fault(error, repo_id, writes=True)
-        if message is None and not isinstance(error, RuntimeError | ValueError):
+        strange = isinstance(error, LookupError | TypeError | AttributeError)  # as the client reads another's JSON
+        if message is None and not isinstance(error, RuntimeError | ValueError) and not strange:
             raise
+        if message is None and strange:
+            message = (
+                "what answered is not the Hub, such as a proxy of this network. Check HF_ENDPOINT and the network."
+            )
         if message is None:  # what the client and its transfer library raise for the rest
             message = f"the client gave up: {_shortened(first_line(error))}. Run it again."
         raise RunError(f"hub: {message} {_state(error, state)}.") from error

@@ -112,9 +112,9 @@ def collect_files(
     base = without_places(evidence.record["base_model"])
     record = {**evidence.record, "base_model": base}
     evidence = dataclasses.replace(evidence, record=record)
-    config = read_object(run.adapter / CONFIG)
+    config = _read_written(run.adapter / CONFIG)
     config |= {"base_model_name_or_path": base["name"], "revision": base["revision"]}
-    tokenizer = read_object(run.adapter / "tokenizer_config.json")
+    tokenizer = _read_written(run.adapter / "tokenizer_config.json")
     files: dict[str, bytes | Path] = {
         "README.md": format_card(recipe, evidence).encode(),
         CONFIG: _json(without_places(config)),
@@ -140,6 +140,13 @@ def collect_files(
     publication = Publication(dict(sorted(files.items())), list(_kept_back(run, files)))
     _check_places(publication, run)
     return publication
+
+
+def _read_written(path: Path) -> dict[str, Any]:
+    try:
+        return read_object(path)
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}. Train it again: alpacare-sft train RECIPE --overwrite.") from error
 
 
 def check_weights(path: Path) -> None:

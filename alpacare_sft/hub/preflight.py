@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypedDict
+
 from alpacare_sft.errors import RecipeError, RunError
 from alpacare_sft.hub.errors import TOKENS, hub_errors_explained, hub_sentence
 from alpacare_sft.hub.files import ALLOWED
@@ -26,6 +28,39 @@ if TYPE_CHECKING:
 
 # Meta's repositories on the Hub name a licence by the first (Llama 3.2) or by the second (Llama 3.1 and 3.3).
 LICENSE_NAMES = ("LICENSE.txt", "LICENSE")
+
+
+class _Scope(TypedDict, total=False):
+    entity: dict[str, Any] | None
+    permissions: list[str] | None
+
+
+class _Rights(TypedDict, total=False):
+    scoped: list[_Scope] | None
+
+
+class _Token(TypedDict, total=False):
+    role: str | None
+    fineGrained: _Rights | None
+
+
+class _Auth(TypedDict, total=False):
+    accessToken: _Token | None
+
+
+class _Organisation(TypedDict):
+    name: str
+
+
+class _AccountParts(TypedDict, total=False):
+    auth: _Auth | None
+    orgs: list[_Organisation] | None
+
+
+class _Account(_AccountParts):
+    """What the Hub says of a token, as far as it is read."""
+
+    name: str
 
 
 def recipe_faults(recipe: Recipe, base: Mapping[str, str | None] | None = None) -> Iterator[str]:
@@ -110,9 +145,10 @@ def with_base_license(api: HfApi, recipe: Recipe, base: str) -> Recipe:
     card = None
     with hub_errors_explained(base), suppress(HfHubHTTPError):  # a base that this token may not see
         card = api.model_info(base).card_data
-    if card is None or not isinstance(card.license, str):
+    stated = getattr(card, "license", None)
+    if not isinstance(stated, str):
         return recipe
-    hub = dataclasses.replace(recipe.hub, license=card.license)
+    hub = dataclasses.replace(recipe.hub, license=stated)
     if faults := list(license_faults(base, recipe.data.path, hub)):
         raise RecipeError(faults)
     return dataclasses.replace(recipe, hub=hub)
@@ -163,9 +199,25 @@ def open_hub(repo_id: str) -> HfApi:
         raise RunError(f"hub: the token contains characters that no token has. Copy it again from {TOKENS}.")
     api = HfApi(token=token)
     with hub_errors_explained(repo_id):
-        account = api.whoami()
+        account = read_account(api)
     _check_rights(account, repo_id)
     return api
+
+
+def read_account(api: HfApi) -> Mapping[str, Any]:
+    """Whose token it is, and what it may do.
+
+    Raises:
+        TypeError: if the answer is none of the Hub's.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    account: Mapping[str, Any] = api.whoami()
+    try:
+        TypeAdapter(_Account).validate_python(account)
+    except ValidationError as error:
+        raise TypeError(f"of the account, {error.errors()[0]['msg']}") from None
+    return account
 
 
 def _check_rights(account: Mapping[str, Any], repo_id: str) -> None:
@@ -237,7 +289,8 @@ def _check_owner(info: ModelInfo, base: str) -> None:
     if not files:
         return
     remedy = "Choose another hub.repo_id."
-    if card is None or TAG not in (card.tags or []):
+    tags = getattr(card, "tags", None)
+    if card is None or not isinstance(tags, list) or TAG not in tags:
         strange = sorted(files - ALLOWED) or sorted(files)
         named = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
         raise RunError(f"hub.repo_id: {info.id} already holds something else ({named}). {remedy}")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.filesize import decimal
 from rich.markdown import Markdown
 from rich.markup import escape
@@ -37,7 +36,7 @@ from alpacare_sft.reporting.licenses import base_license, unlisted_license
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.run.record import version_changes
 from alpacare_sft.run.trained import trained_recipe
-from alpacare_sft.runtime import prepared_process, say
+from alpacare_sft.runtime import open_console, prepared_process, say
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -188,7 +187,7 @@ def show_publication(recipe: Recipe, publication: Publication, faults: Sequence[
         faults: what stands in the way of the push.
         no_scores: why the model card has no scores; empty if it has.
     """
-    console = Console()
+    console = open_console()
     metadata, _, body = publication.card.removeprefix("---\n").partition("\n---\n")
     console.print(
         Panel(Syntax(metadata, "yaml", background_color="default"), title="README.md: metadata", title_align="left")

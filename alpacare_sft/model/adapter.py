@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -155,7 +156,8 @@ def refuse_other_than_lora(folder: Path) -> None:
         ModelError: with the entry.
     """
     config = _read_config(folder)
-    library = str((config.get("auto_mapping") or {}).get("parent_library") or "transformers")
+    mapping = config.get("auto_mapping") or {}
+    library = str(mapping.get("parent_library") or "transformers") if isinstance(mapping, dict) else ""
     if config.get("peft_type") != "LORA":
         raise ModelError(f"{folder / CONFIG}: peft_type must be LORA, got {config.get('peft_type')!r}.")
     if config.get("megatron_config") or library.partition(".")[0] != "transformers":
@@ -182,7 +184,11 @@ def attach_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
     refuse_other_than_lora(folder)
     does_not_fit = f"the adapter in {folder} is damaged or does not fit this base"
-    refusals = (RuntimeError, ValueError, KeyError, TypeError, SafetensorError)  # as PEFT lets them through
+    # What PEFT 0.21 lets through for values of its configuration that it does not look at.
+    refusals = (
+        *(RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
+        *(ImportError, OSError, re.error, SafetensorError),
+    )
     try:
         with warnings.catch_warnings():  # PEFT warns of names that it does not know, and goes on without them
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
@@ -192,7 +198,7 @@ def attach_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     except torch.OutOfMemoryError:
         raise
     except refusals as error:
-        raise ModelError(f"{does_not_fit}: {first_line(error)}.") from error
+        raise ModelError(f"{does_not_fit}: {first_line(error)}. Copy or download it again.") from error
     if unused := written ^ set(get_peft_model_state_dict(attached, save_embedding_layers=False)):
         raise ModelError(f"{does_not_fit}: {len(unused):,} tensors have no counterpart, such as {min(unused)}.")
     return attached

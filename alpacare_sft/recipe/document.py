@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from alpacare_sft.errors import Fault, RecipeError
+from alpacare_sft.errors import Fault, RecipeError, first_line
 
 _MOST_VALUES = 100_000
+_MOST_BYTES = 2**20  # some hundred times the longest recipe
 
 
 class _RecipeLoader(yaml.SafeLoader):
@@ -24,7 +25,17 @@ class _RecipeLoader(yaml.SafeLoader):
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         text = str(self.construct_scalar(node))
-        return int(text, 16 if "x" in text else 8 if "o" in text else 10)
+        number = int(text, 16 if "x" in text else 8 if "o" in text else 10)
+        if number.bit_length() > 64:  # no key takes it, and floats end before some of them
+            raise ValueError("it has more than 64 bits; text of digits goes in quotes")
+        return number
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:  # of PyYAML's constructors
+            what = f"a value is no {node.tag.rpartition(':')[2]} ({first_line(error)})"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from error
 
 
 _RecipeLoader.yaml_implicit_resolvers = {
@@ -75,6 +86,8 @@ def parse_yaml(text: str) -> tuple[Any, list[Fault]]:
             raise yaml.YAMLError(f"its anchors stand for more than {_MOST_VALUES:,} values; write out what is meant")
         duplicates = list(_duplicates(node))  # before construction, which merges `<<` into the nodes
         return None if node is None else loader.construct_document(node), duplicates
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply; write out what is meant") from None
     finally:
         loader.dispose()
 
@@ -107,7 +120,10 @@ def read_document(path: Path) -> tuple[dict[str, Any], list[Fault]]:
         RecipeError: if the file cannot be read or is not a mapping of sections.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise RecipeError(f"{path} is too large for a recipe: at most 1 MiB. Name the YAML file of a recipe.")
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise RecipeError(f"{path} must be a recipe file, none is there.{_nearest_file(path)}") from None
@@ -118,11 +134,13 @@ def read_document(path: Path) -> tuple[dict[str, Any], list[Fault]]:
         raise RecipeError(f"{path} must be UTF-8 text, line {line} is not. Save it as UTF-8.") from None
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:  # NUL, or half a character
+        raise RecipeError(f"{str(path)!r} must be the name of a recipe file: {error}.") from None
     try:
         document, duplicates = parse_yaml(text)
     except yaml.MarkedYAMLError as error:
         raise RecipeError(_yaml_fault(path, error)) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(document, dict):
         kind = "nothing" if document is None else type(document).__name__
@@ -163,7 +181,7 @@ def parse_overrides(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
             )
         key, equals, value = word[2:].partition("=")
         if not equals:
-            if not rest or (rest[0].startswith("--") and not _is_number(rest[0])):
+            if not rest or rest[0].startswith("--"):
                 hint = f"One that begins with -- goes after =, as in --{key}=VALUE."
                 raise RecipeError(f"--{key} must be followed by a value. {hint}")
             value = rest.pop(0)
@@ -187,10 +205,6 @@ def _override_value(text: str) -> Any:
     is_text = isinstance(value, str) and start not in ("'", '"', "!")
     is_block = isinstance(value, dict | list) and start not in ("{", "[")
     return text if is_text or is_block or start == "#" else value
-
-
-def _is_number(word: str) -> bool:
-    return isinstance(yaml.safe_load(word), int | float)
 
 
 def apply_overrides(document: dict[str, Any], overrides: Sequence[tuple[str, Any]]) -> list[Fault]:

@@ -140,7 +140,8 @@ _NEED_WORKERS = ("dataloader_persistent_workers", "dataloader_multiprocessing_co
 
 def unknown_key(section: str, key: str, known: Sequence[str]) -> Fault:
     """A key that does not exist: its new name, its place, or the nearest one."""
-    dotted = f"{section}.{key}" if section else key
+    shown = key if key and key == key.strip() else repr(key)
+    dotted = f"{section}.{shown}" if section else shown
     if new := RENAMED.get(section, {}).get(key):
         return Fault(dotted, f"is not a key any more. Use {new}.")
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING
@@ -28,6 +29,8 @@ from alpacare_sft.recipe.keys import (
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
+_MOST_LEVELS = 100  # of lists and mappings in one another; pydantic reads 200
+_UNSTORABLE = "must hold no NUL and no half of a character (a lone surrogate), which no file can hold. Take it out."
 _REMEDIES = {
     "model.model_name_or_path": " `embedded` needs no network.",
     "data.path": " `embedded` needs no network.",
@@ -67,6 +70,9 @@ def validate(document: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[F
 
     document = dict(document)
     refused = [fault for section in ("train", "lora") for fault in _refused(section, document.get(section))]
+    refused += [
+        Fault(name, _UNSTORABLE) for name, value in dotted(document).items() if not _is_storable(_as_json(value))
+    ]
     for section, key in (("model", "model_name_or_path"), ("data", "path")):
         if isinstance(values := document.setdefault(section, {}), dict):
             document[section] = {
@@ -77,7 +83,7 @@ def validate(document: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[F
     plain = _as_json(document)
     apply_overrides(plain, list(_numbers_in_quotes(plain)))
     try:
-        model = recipe_model().model_validate_json(json.dumps(plain), strict=True)
+        model = recipe_model().model_validate_json(_json_bytes(plain), strict=True)
     except ValidationError as error:
         reported = {fault.key for fault in refused}
         return None, [*refused, *(fault for fault in _faults(error, document) if fault.key not in reported)]
@@ -90,6 +96,20 @@ def _refused(section: str, values: Any) -> Iterator[Fault]:
             yield fault
 
 
+def _is_storable(value: Any) -> bool:
+    """Whether files and their names can hold the texts of a JSON value."""
+    if isinstance(value, Mapping):
+        return all(_is_storable(part) for pair in value.items() for part in pair)
+    if isinstance(value, list):
+        return all(map(_is_storable, value))
+    return not isinstance(value, str) or re.search("[\0\ud800-\udfff]", value) is None
+
+
+def _json_bytes(value: Any) -> bytes:
+    """JSON for pydantic, which reads no half characters: those are refused by `_is_storable`."""
+    return json.dumps(value, ensure_ascii=False).encode(errors="replace")
+
+
 def _numbers_in_quotes(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Keys that hold no text and are given `"2e-4"`, with what the text says."""
     for name, value in dotted(document).items():
@@ -100,8 +120,8 @@ def _numbers_in_quotes(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]
 
 
 def _as_json(value: Any, parents: Sequence[int] = ()) -> Any:
-    """A YAML value as JSON has it; an anchor that holds itself ends there."""
-    if id(value) in parents:
+    """A YAML value as JSON has it; an anchor that holds itself ends there, and so does what pydantic would not read."""
+    if id(value) in parents or len(parents) > _MOST_LEVELS:
         return "…"
     within = (*parents, id(value))
     if isinstance(value, Mapping):
@@ -164,7 +184,7 @@ def fits_key(name: str, value: Any) -> bool:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        TypeAdapter(known_keys()[name].annotation).validate_json(json.dumps(_as_json(value)), strict=True)
+        TypeAdapter(known_keys()[name].annotation).validate_json(_json_bytes(_as_json(value)), strict=True)
     except ValidationError:
         return False
     return True

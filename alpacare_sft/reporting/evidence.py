@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpacare_sft.errors import RunError
+from alpacare_sft.recipe.keys import known_keys
 from alpacare_sft.recipe.names import COMMIT, pin_commits
+from alpacare_sft.recipe.validation import fits_key
 from alpacare_sft.run.directory import RunDirectory, adapter_sha256, checkpoint_folders, read_object
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ def read_evidence(run: RunDirectory) -> Evidence:
     if damaged := run.damaged("data/report.json"):
         raise RunError(f"{run.path}: {damaged[0]} is not as it was written. Make it again: alpacare-sft data RECIPE.")
     record, path = run.read_record(), run.path / "eval" / "scores.json"
+    if not (record.get("base_model") or {}).get("name"):
+        raise RunError(f"{run.record} does not name the base model. Train it again: alpacare-sft train RECIPE.")
     scores = read_or_empty(path)
     fault = _scores_fault(scores, run.adapter)
     if not fault and run.damaged("eval/scores.json"):
@@ -61,9 +65,17 @@ def published_recipe(trained: Recipe, given: Recipe, evidence: Evidence) -> Reci
     """
     generate, rated = given.generate, given.evaluate
     if evidence.scores:
-        generate = dataclasses.replace(generate, **evidence.scores.get("generate", {}))
-        rated = dataclasses.replace(rated, **evidence.scores.get("evaluate", {}))
+        generate = dataclasses.replace(generate, **_settings("generate", evidence.scores))
+        rated = dataclasses.replace(rated, **_settings("evaluate", evidence.scores))
     return dataclasses.replace(trained, hub=given.hub, safety=given.safety, generate=generate, evaluate=rated)
+
+
+def _settings(section: str, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of scores that this version has, and takes."""
+    given = scores.get(section, {}).items()
+    return {
+        key: value for key, value in given if f"{section}.{key}" in known_keys() and fits_key(f"{section}.{key}", value)
+    }
 
 
 def pinned_recipe(recipe: Recipe, record: Mapping[str, Any]) -> Recipe:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Column, Table
@@ -18,6 +17,7 @@ from alpacare_sft.model.base import check_context, load_tokenizer
 from alpacare_sft.reporting.pages import cleaning_notes, funnel_steps
 from alpacare_sft.run.directory import RunDirectory
 from alpacare_sft.run.trained import continue_run
+from alpacare_sft.runtime import open_console
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +48,7 @@ def show_data(recipe: Recipe, num_rows: int = 3) -> None:
     with run.lock():
         refuse_other_data(run, data)
         save_data(run, data, tokenizer)
-    console = Console()
+    console = open_console()
     for line in describe_sources(data.report["sources"]):
         console.print(escape(line), highlight=False)
     console.print(funnel_table(data.report))
@@ -149,7 +149,7 @@ def show_plan(plan: Mapping[str, Any]) -> None:
     Args:
         plan: of `training.plan.plan_run`.
     """
-    console = Console()
+    console = open_console()
     target = plan["target"]
     console.print(
         f"[bold]{escape(str(plan['model']))}[/bold] on {escape(target['name'])} ({_gib(target['memory_bytes'])} GiB), "

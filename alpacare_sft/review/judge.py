@@ -21,6 +21,7 @@ from alpacare_sft.errors import RecipeError, RunError
 from alpacare_sft.recipe.sections import JudgeSection
 from alpacare_sft.run.directory import text_sha256
 from alpacare_sft.run.json_lines import ResponseCache
+from alpacare_sft.runtime import open_console
 
 if TYPE_CHECKING:
     import requests
@@ -260,7 +261,7 @@ def _count(rows: Sequence[Mapping[str, Any]], replies: Sequence[Reply]) -> dict[
 
 def show_judge(result: Mapping[str, Any]) -> None:
     """Print what `judge_answers` returned."""
-    console = Console()
+    console = open_console()
     headers = (Column(name, justify="right") for name in ("adapter better", "base better", "tie", "no verdict"))
     title = f"pairs compared by {escape(result['model'])}, each in both orders"
     table = Table(*headers, title=title, title_justify="left")

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from alpacare_sft.evaluation.intervals import format_interval
+from alpacare_sft.runtime import open_console
 
 
 def show_reviews(summary: Mapping[str, Any]) -> None:
     """Print what `summarize_reviews` returned."""
-    console = Console()
+    console = open_console()
     for reviewer in summary["reviewers"]:
         begun = reviewer["rows"] - reviewer["rows_rated"]
         more = f", {begun} more in part" if begun else ""

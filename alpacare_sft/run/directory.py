@@ -110,12 +110,19 @@ def read_object(path: Path) -> dict[str, Any]:
         ValueError: if it holds something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), parse_int=_whole_number)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError("it must hold an object")
     return value
+
+
+def _whole_number(text: str) -> int:
+    """A number that floats reach too."""
+    if (number := int(text)).bit_length() > 1000:
+        raise ValueError("a number in it is too large")
+    return number
 
 
 @contextmanager
