@@ -371,3 +371,22 @@ def test_a_run_that_is_gone_goes_on_from_its_copy(
     (tmp_path / "drive").write_text("not a directory")  # as a drive that is not mounted any more
     assert train(recipe)["status"] == "done" and adapter_bytes(recipe.output_dir) == before
     assert "has no copy of this checkpoint: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--lora.rank_pattern", "{q_porj: 4}"), "q_porj"),
+        (("--lora.target_parameters", "[x]"), "no parameter was matched"),
+    ],
+)
+def test_what_peft_would_go_on_without_is_told(make_recipe: Make, words: tuple[str, ...], told: str) -> None:
+    with pytest.raises(RecipeError, match=rf"^train or lora: .*{told}"):
+        train(make_recipe(*words))
+
+
+def test_an_adapter_that_is_not_finite_is_not_done(make_recipe: Make) -> None:
+    recipe = make_recipe("--train.max_steps", "1", "--train.eval_strategy", "no", "--train.learning_rate", "1e39")
+    with pytest.raises(RunError, match=r"holds numbers that are not finite\. Lower train.learning_rate"):
+        train(recipe)
+    assert not (recipe.output_dir / "adapter").exists()

@@ -39,6 +39,17 @@ def parquet(values: Sequence[dict[str, Any]], num_rows: int = 12) -> bytes:
     return bytes(sink.getvalue())
 
 
+def far_date() -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    dates = pa.array([2**60] * 12, pa.timestamp("us"))
+    texts = pa.array([f"It is bone {n}." for n in range(12)])
+    pq.write_table(pa.table({"instruction": texts, "output": texts, "input": dates}), sink)
+    return bytes(sink.getvalue())
+
+
 def packed(text: str) -> bytes:
     """A few bytes that unpack to many."""
     sink = io.BytesIO()
@@ -77,6 +88,17 @@ WRONG = {
     "a key twice": Wrong(
         ["rows.jsonl, line 13", "/instruction", "twice"], GOOD + '{"instruction": "a", "instruction": "b"}\n'
     ),
+    "half a character in a key": Wrong(
+        ["rows.jsonl, line 13: the key 'k\\ud800' holds half of a character. Write it anew."],
+        GOOD + '{"instruction": "a", "output": "b", "k\\ud800": "x"}\n',
+    ),
+    "an object without keys": Wrong(["rows.json holds rows without a key. Give each"], "[{}, {}]", ".json"),
+    "a column twice in an object of pandas": Wrong(
+        ["rows.json: each column must be named once, by text, got instruction, output, output. Rename one."],
+        json.dumps({"columns": ["instruction", "output", "output"], "data": [["What?", "This.", "That."]]}),
+        ".json",
+    ),
+    "a date that Python cannot hold": Wrong(["rows.parquet is not a whole Parquet file ("], far_date(), ".parquet"),
     "half a character": Wrong(["rows.jsonl, line 4", "surrogate"], GOOD.replace("bone 3.", "bone \\ud800", 1)),
     "Latin-1": Wrong(["rows.jsonl, line 4: not UTF-8"], GOOD.replace("bone 3", "b\xf8ne").encode("latin-1")),
     "UTF-16": Wrong(["rows.jsonl, line 1: not UTF-8"], GOOD.encode("utf-16")),

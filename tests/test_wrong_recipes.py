@@ -137,6 +137,26 @@ WRONG = {
         ["lora.init_lora_weights must be true or false or one of", "'pissa_niter_4'"],
         "lora: {init_lora_weights: pissa_niter_4}",
     ),
+    "patterns of LoRA": Wrong(
+        [
+            "lora.target_modules must be names or a regular expression, got '('",
+            "lora.rank_pattern must give each layer a number above 0, got 0 for q_proj.",
+            "lora.alpha_pattern must be names or a regular expression, got '['",
+        ],
+        "lora: {target_modules: '(', rank_pattern: {q_proj: 0}, alpha_pattern: {'[': 2}}",
+    ),
+    "numbers beyond their range": Wrong(
+        [
+            "train.adam_beta1 must be at least 0 and below 1, got 2.",
+            "train.adam_beta2 must be at least 0, got -1.",
+            "train.label_smoothing_factor must be at least 0 and below 1, got 5.",
+            "train.neftune_noise_alpha must be at least 0, got -5.",
+            "train.pad_to_multiple_of must be at least 1, got 0.",
+            "train.train_sampling_strategy must be one of random, sequential,",
+        ],
+        "train: {adam_beta1: 2.0, adam_beta2: -1.0, label_smoothing_factor: 5.0, neftune_noise_alpha: -5.0, "
+        "pad_to_multiple_of: 0, train_sampling_strategy: sequentail}",
+    ),
     "LoftQ": Wrong(["lora.init_lora_weights must not be loftq"], "lora: {init_lora_weights: loftq}"),
     "short name of alpha": Wrong(["lora.alpha", "Use lora.lora_alpha"], "lora: {alpha: 32}"),
     # upstream's old names

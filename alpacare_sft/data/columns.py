@@ -190,6 +190,8 @@ def _has_surrogate(text: str) -> bool:
 
 def _missing_message(raw: RawRows, data: DataSection, missing: set[str], chosen: Mapping[str, str]) -> str:
     """What is missing first, and the mapping of everything that has a likely name."""
+    if not raw.names:
+        return f"data.path: {raw.name} holds rows without a key. Give each an instruction, an input and an output."
     free = [name for name in raw.names if name not in chosen.values()]
     mapping = {ours: theirs for ours, theirs in data.columns.items() if ours in chosen}
     for ours in (*(ours for ours in MAPPED_COLUMNS if ours in missing), *({"input"} - set(chosen))):

@@ -111,7 +111,7 @@ def _load_parquet(path: Path) -> RawRows:
             return read()
         except PermissionError as error:
             raise DataError(f"data.path: {path} cannot be read: {error.strerror}.") from None
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk's
             raise DataError(

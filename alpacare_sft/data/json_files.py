@@ -22,8 +22,8 @@ class Literal(str):
     """A value that is not text, as it is written in the file: `0.50` stays `0.50`."""
 
 
-class _DuplicateKey(ValueError):
-    pass
+class _WrongKey(ValueError):
+    """What is wrong with a key, and what to do."""
 
 
 def read_objects(place: str, text: str, needed: Set[str], one_a_line: bool) -> tuple[Objects, list[int] | None, str]:
@@ -101,18 +101,19 @@ def _array(place: str, text: str) -> list[Any]:
         rows: list[Any] = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{place}, line {error.lineno}: not valid JSON ({error.msg}). Mend the line.") from None
-    except _DuplicateKey as error:
-        raise DataError(f"{place}, row {_row_of_duplicate(text)}: {error}. Remove one.") from None
+    except _WrongKey as error:
+        fault, remedy = error.args
+        raise DataError(f"{place}, row {_row_of_wrong_key(text)}: {fault}. {remedy}.") from None
     return rows
 
 
-def _row_of_duplicate(text: str) -> int:
-    """The number of the first element of an array that names a key twice."""
+def _row_of_wrong_key(text: str) -> int:
+    """The number of the first element of an array that has such a key."""
     position, number = text.index("[") + 1, 1
     while True:
         try:
             _, position = _DECODER.raw_decode(text, _after_space(text, position))
-        except _DuplicateKey:
+        except _WrongKey:
             return number
         position, number = text.index(",", position) + 1, number + 1
 
@@ -129,8 +130,8 @@ def _objects(place: str, text: str, one_a_line: bool) -> tuple[list[Any], list[i
             if rows or not line.lstrip().startswith("{"):
                 raise DataError(f"{place}, line {number}: {_invalid(error)}. Mend or remove the line.") from None
             return _spread_objects(place, "\n".join(broken), error if one_a_line else None)
-        except _DuplicateKey as error:
-            raise DataError(f"{place}, line {number}: {error}. Remove one.") from None
+        except _WrongKey as error:
+            raise DataError(f"{place}, line {number}: {error.args[0]}. {error.args[1]}.") from None
     return rows, [number for number, _ in numbered], "JSON Lines"
 
 
@@ -148,8 +149,9 @@ def _spread_objects(
         except json.JSONDecodeError as error:
             where, error = (line, first_fault) if first_fault and not rows else (error.lineno, error)
             raise DataError(f"{place}, line {where}: {_invalid(error)}. Mend or remove the line.") from None
-        except _DuplicateKey as error:
-            raise DataError(f"{place}, line {line}: {error}, in the object that begins there. Remove one.") from None
+        except _WrongKey as error:
+            fault, remedy = error.args
+            raise DataError(f"{place}, line {line}: {fault}, in the object that begins there. {remedy}.") from None
         rows.append(row)
         lines.append(line)
         position = _after_space(text, end)
@@ -170,7 +172,9 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
         key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise _DuplicateKey(f"the key /{key} stands twice in one object")
+        raise _WrongKey(f"the key /{key} stands twice in one object", "Remove one")
+    if wrong := [key for key in row if not key.isascii() and key.encode(errors="replace").decode() != key]:
+        raise _WrongKey(f"the key {wrong[0]!r} holds half of a character", "Write it anew")
     return row
 
 
@@ -193,7 +197,7 @@ def _unwrap(place: str, document: dict[str, Any], needed: Set[str]) -> tuple[Obj
     if needed <= set(row) or conversation_columns(row) or len(row) == len(document):
         return [document], ""
     needed = needed | CONVERSATION_COLUMNS
-    if columns := _columns(document, needed):
+    if columns := _columns(place, document, needed):
         return columns, "one object as pandas writes it"
     tables = list(_tables(document))
     fitting = [table for table in tables if needed & set(table[1][0])] or tables
@@ -218,12 +222,19 @@ def _tables(value: dict[str, Any], path: str = "") -> Iterable[tuple[str, Object
             yield dotted, inner
 
 
-def _columns(document: dict[str, Any], needed: Set[str]) -> Objects | None:
-    """Rows of the forms in which pandas writes a frame as one object (`orient`), or None."""
+def _columns(place: str, document: dict[str, Any], needed: Set[str]) -> Objects | None:
+    """Rows of the forms in which pandas writes a frame as one object (`orient`), or None.
+
+    Raises:
+        DataError: if a column is named twice, or by no text.
+    """
     names, cells, schema = document.get("columns"), document.get("data"), document.get("schema")
     if isinstance(schema, dict) and "pandas_version" in schema and isinstance(cells, list):
         return cells
     if isinstance(names, list) and isinstance(cells, list) and all(_fits(row, names) for row in cells):
+        if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+            named = ", ".join(map(str, names))
+            raise DataError(f"{place}: each column must be named once, by text, got {named}. Rename one.")
         return [dict(zip(names, row, strict=True)) for row in cells]
     values = list(document.values())
     if all(isinstance(value, list) for value in values):

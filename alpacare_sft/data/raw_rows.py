@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import pickle  # of values in this process  # nosec B403
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,4 +112,4 @@ def _pack(values: list[Any]) -> pa.Array | bytes | list[Any]:
 
 
 def _unpack(values: pa.Array | bytes | list[Any]) -> pa.Array | list[Any]:
-    return pickle.loads(values) if isinstance(values, bytes) else values
+    return pickle.loads(values) if isinstance(values, bytes) else values  # as `_pack` made them  # nosec B301

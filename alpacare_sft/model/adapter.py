@@ -81,7 +81,8 @@ def save_adapter(
         untrained: `trainable_digests` of the model before it was trained.
 
     Raises:
-        RunError: if what was written differs, or training changed nothing; the weights stay where they were written.
+        RunError: if what was written differs or is not finite, or training changed nothing; the weights stay where
+            they were written.
     """
     from transformers.trainer import TRAINER_STATE_NAME
 
@@ -93,7 +94,10 @@ def save_adapter(
         trainer.processing_class.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # upstream's empty card
         trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-    fault = _difference_on_disk(model, run.unchecked_adapter / WEIGHTS)
+    fault = None
+    if not all(bool(one.isfinite().all()) for one in model.parameters() if one.requires_grad):
+        fault = "the adapter holds numbers that are not finite. Lower train.learning_rate."
+    fault = fault or _difference_on_disk(model, run.unchecked_adapter / WEIGHTS)
     if trainer.state.global_step > 0 and not _was_trained(model, untrained):
         fault = fault or "training changed nothing: no weight that has an effect is another. Check train.learning_rate."
     if fault:

@@ -103,6 +103,8 @@ REFUSED = {
         "peft_type": "It is LORA; leave it out",
         "peft_version": "It is recorded; leave it out",
         "auto_mapping": "Leave it out",
+        "arrow_config": "It chooses among several adapters, and one is trained; leave it out",
+        "runtime_config": "Leave it out",
         "trainable_token_indices": "No token is added or retrained; leave it out",
     },
 }
@@ -128,12 +130,25 @@ BOUNDS = (
     ("train.dataloader_num_workers", 0, True),
     ("train.adam_epsilon", 0, False),
     ("train.eval_accumulation_steps", 1, True),
+    ("train.neftune_noise_alpha", 0, True),
+    ("train.pad_to_multiple_of", 1, True),
+    ("train.adam_beta1", 0, True),
+    ("train.adam_beta2", 0, True),
+    ("train.label_smoothing_factor", 0, True),
+    ("lora.lora_dropout", 0, True),
     ("lora.r", 1, True),
     ("lora.lora_alpha", 0, False),
 )
 
+# Numbers that are shares, and must stay below 1.
+BELOW_ONE = ("train.adam_beta1", "train.adam_beta2", "train.label_smoothing_factor", "lora.lora_dropout")
 _LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
-TRAIN_CHOICES = {"loss_type": ("nll", "dft"), "log_level": _LOG_LEVELS, "log_level_replica": _LOG_LEVELS}
+TRAIN_CHOICES = {
+    "loss_type": ("nll", "dft"),
+    "log_level": _LOG_LEVELS,
+    "log_level_replica": _LOG_LEVELS,
+    "train_sampling_strategy": ("random", "sequential", "group_by_length", "batch_rebalance"),
+}
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _NEED_WORKERS = ("dataloader_persistent_workers", "dataloader_multiprocessing_context", "dataloader_prefetch_factor")
 
@@ -171,6 +186,8 @@ def bound_faults(train: Mapping[str, Any], lora: Mapping[str, Any]) -> Iterator[
             yield Fault(key, f"must be a finite number, got {value:g}.")
         elif value < low or (value == low and not included):
             yield Fault(key, f"must be {'at least' if included else 'more than'} {low}, got {value:g}.")
+        elif value >= 1 and key in BELOW_ONE:
+            yield Fault(key, f"must be at least 0 and below 1, got {value:g}.")
     for key, choices in TRAIN_CHOICES.items():
         if train.get(key, choices[0]) not in choices:
             yield Fault(f"train.{key}", f"must be one of {', '.join(choices)}, got {train[key]}.")
@@ -196,8 +213,6 @@ def bound_faults(train: Mapping[str, Any], lora: Mapping[str, Any]) -> Iterator[
         yield Fault(
             "lora.init_lora_weights", "must not be loftq: it needs lora.loftq_config, which is not taken. Use pissa."
         )
-    if not 0 <= lora["lora_dropout"] < 1:
-        yield Fault("lora.lora_dropout", f"must be at least 0 and below 1, got {lora['lora_dropout']:g}.")
 
 
 def target_faults(lora: Mapping[str, Any]) -> Iterator[Fault]:
@@ -214,12 +229,29 @@ def target_faults(lora: Mapping[str, Any]) -> Iterator[Fault]:
             "must not hold lm_head: the loss reads the head's weights directly, an adapter "
             "there would never be trained. Remove it.",
         )
+    yield from _pattern_faults(lora)
     for name in lora.get("modules_to_save") or ():
         yield Fault(
             "lora.modules_to_save",
             f"must be empty, got {name}: whole layers in the adapter cannot be merged, compared "
             "or published as LoRA. Remove it.",
         )
+
+
+def _pattern_faults(lora: Mapping[str, Any]) -> Iterator[Fault]:
+    """Names of layers that are no regular expressions, where PEFT reads such, and ranks that are no numbers."""
+    patterns = [(key, lora[key]) for key in ("target_modules", "exclude_modules") if isinstance(lora.get(key), str)]
+    for key in ("rank_pattern", "alpha_pattern"):
+        values = lora.get(key) or {}
+        patterns += [(key, name) for name in values]
+        for name, value in values.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                yield Fault(f"lora.{key}", f"must give each layer a number above 0, got {value!r} for {name}.")
+    for key, pattern in patterns:
+        try:
+            re.compile(str(pattern))
+        except re.error as error:
+            yield Fault(f"lora.{key}", f"must be names or a regular expression, got {pattern!r}: {error}.")
 
 
 def evaluation_faults(train: Mapping[str, Any], has_validation: bool) -> Iterator[Fault]:

@@ -218,6 +218,8 @@ def build_trainer(recipe: Recipe, config: SFTConfig, data: PreparedData, tokeniz
     try:
         with warnings.catch_warnings():  # what merging such an adapter changes is measured by `merge_adapter`
             warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+            # a misspelling, which PEFT goes on without
+            warnings.filterwarnings("error", message=".*(did not match any|no parameter was matched)")
             trainer = AnswerSFTTrainer(
                 model=base,
                 args=config,
@@ -227,11 +229,11 @@ def build_trainer(recipe: Recipe, config: SFTConfig, data: PreparedData, tokeniz
                 peft_config=build_lora_config(recipe),
                 callbacks=[Account(), *early],
             )
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, TypeError, AttributeError, KeyError, RuntimeWarning) as error:
         message = " ".join(str(error).split())
         if "arget modules" in message or "target_modules" in message:
             raise ModelError(f"lora.target_modules: {message}") from error
-        raise RecipeError(f"train: {message}") from error
+        raise RecipeError(f"train or lora: {message}") from error
     trainer.remove_callback(PrinterCallback)  # what transformers adds where tqdm is disabled
     trainer.add_callback(Terminal())
     for parameter in trainer.model.parameters():  # TRL casts adapters on a quantized base to bfloat16 (trl#4901)

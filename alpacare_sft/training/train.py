@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from alpacare_sft.training.callbacks import StopOnSignal
     from alpacare_sft.training.trainer import AnswerSFTTrainer
 
+_NEVER = "holds an unfinished run and resume is never. Add --resume auto to go on, or --overwrite to begin anew."
 _TOKENIZER_BYTES = 20 * 2**20
 
 
@@ -79,10 +80,6 @@ def train(
     runtime.check_devices()
     threads = runtime.set_threads()
     run = RunDirectory(recipe.output_dir)
-    if recipe.checkpoints.copy_to and recipe.resume == "auto" and not overwrite:
-        with _main_process_first():
-            if is_main_process():
-                restore_checkpoints(run, recipe.checkpoints.copy_to)
     recipe = _resolve(recipe, run, overwrite)
     precision = runtime.resolve_precision(recipe.train)
     config = build_sft_config(recipe, run, precision)
@@ -96,8 +93,7 @@ def train(
             say(f"{run.path}: this run is complete; use --overwrite to start over.")
             return record
         if run.holds_work() and recipe.resume == "never":
-            fault = "holds an unfinished run and resume is never"
-            raise RunError(f"output_dir: {run.path} {fault}. Add --resume auto to go on, or --overwrite to begin anew.")
+            raise RunError(f"output_dir: {run.path} {_NEVER}")
         device = runtime.describe_hardware(recipe.train.use_cpu)["device"]
         for note in (*recipe.notes, f"{precision.name} on {device}, {threads} threads, output in {run.path}"):
             say(note)
@@ -116,6 +112,10 @@ def _clear(run: RunDirectory, overwrite: bool) -> None:
 
 def _resolve(recipe: Recipe, run: RunDirectory, overwrite: bool) -> Recipe:
     """The recipe with what follows from this machine, and from the run that its directory holds."""
+    if recipe.checkpoints.copy_to and recipe.resume == "auto" and not overwrite:
+        with _main_process_first():
+            if is_main_process():
+                restore_checkpoints(run, recipe.checkpoints.copy_to)
     precision = runtime.resolve_precision(recipe.train)
     recipe = settle(recipe, train=dataclasses.replace(recipe.train, fp16=precision.fp16, bf16=precision.bf16))
     if run.holds_work() and not overwrite:
