@@ -104,7 +104,7 @@ def add_flags(sub: argparse.ArgumentParser, verb: str) -> None:
         sub.add_argument("--json", action="store_true", help="print a list of objects")
         return
     if verb == "rerun":
-        sub.add_argument("run", type=Path, help="the directory of a finished run, such as runs/demo")
+        sub.add_argument("run", help="the directory of a finished run, such as runs/demo, or the repository of one")
         sub.add_argument("--against", type=Path, metavar="RUN", help="compare with this run and train none")
         return
     sub.add_argument("recipe", help="a YAML file, such as recipes/demo.yaml")
@@ -275,7 +275,7 @@ def stopped_by_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def print_comparison(run: Path, against: Path | None) -> int:
+def print_comparison(run: str, against: Path | None) -> int:
     """Run a run again and show what differs; 1 if something does."""
     from alpacare_sft.evaluation.rerun import rerun, show_comparison
 

@@ -19,7 +19,8 @@ import yaml
 
 from alpacare_sft import load_recipe, push, train
 from alpacare_sft.cli import main
-from alpacare_sft.errors import RecipeError, RunError
+from alpacare_sft.errors import ModelError, RecipeError, RunError
+from alpacare_sft.evaluation.rerun import rerun
 from alpacare_sft.hub.files import _recipe_text
 from alpacare_sft.hub.preflight import find_license
 from alpacare_sft.recipe.resolved import recipe_sha256, recipe_yaml
@@ -671,3 +672,19 @@ def test_the_published_recipe_repeats_the_scores(hub: WritableHub, run: Path, ma
     scored = json.loads((run / "eval" / "scores.json").read_text())["generate"]["max_new_tokens"]
     pushed = push(make("--generate.max_new_tokens", str(scored + 1)), dry_run=True)
     assert f"max_new_tokens={scored}," in pushed.card
+
+
+def test_a_published_run_is_run_again_to_the_bit(
+    hub: WritableHub, words: list[str], make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(make())
+    monkeypatch.chdir(tmp_path)
+    told = rerun(name_of(words))
+    same = {one["name"]: one["same"] for one in told["results"]}
+    assert same["adapter"] and same["rows of train"] and same["rows of test"]
+    assert "loss of the adapter" in same  # these scores were made up
+    assert (tmp_path / "runs" / f"{name_of(words).split('/')[1]}-rerun" / "rerun.json").is_file()
+    with pytest.raises(RunError, match=r"lacks recipe.yaml and run.json and adapter_model.safetensors"):
+        rerun(BASE)
+    with pytest.raises(ModelError, match=r"^rerun: tester/nothing is neither"):
+        rerun("tester/nothing")

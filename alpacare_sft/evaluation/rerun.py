@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.markup import escape
@@ -11,7 +13,9 @@ from rich.table import Table
 
 from alpacare_sft.errors import RunError
 from alpacare_sft.evaluation.evaluate import evaluate
-from alpacare_sft.recipe.loading import Recipe, recipe_from_document
+from alpacare_sft.model.base import loading_errors_explained
+from alpacare_sft.recipe.loading import Recipe, load_recipe, recipe_from_document
+from alpacare_sft.recipe.names import is_path
 from alpacare_sft.reporting.evidence import (
     pinned_recipe,
     published_recipe,
@@ -19,7 +23,7 @@ from alpacare_sft.reporting.evidence import (
     read_log_history,
     read_or_empty,
 )
-from alpacare_sft.run.directory import WEIGHTS, RunDirectory, file_sha256, write_json
+from alpacare_sft.run.directory import WEIGHTS, RunDirectory, file_sha256, last_name, read_object, write_json
 from alpacare_sft.run.json_lines import read_json_lines
 from alpacare_sft.run.trained import trained_recipe
 from alpacare_sft.runtime import open_console, prepared_process, say
@@ -28,14 +32,18 @@ from alpacare_sft.training.train import train
 SIDES = ("base", "adapter")
 
 
+_PUBLISHED = ("recipe.yaml", "run.json", WEIGHTS)
+
+
 @prepared_process()
-def rerun(path: Path, against: Path | None = None) -> dict[str, Any]:
+def rerun(name: str | Path, against: Path | None = None) -> dict[str, Any]:
     """Run a finished run again beside it, or compare it with another, and write what differs into `rerun.json`.
 
     The first run is read and never written to. A run that is stopped goes on where it was.
 
     Args:
-        path: of the finished run.
+        name: the directory of the finished run; or a repository on the Hub that it was published in, which is run
+            again in `runs/`.
         against: another finished run, which is then not trained.
 
     Returns:
@@ -43,9 +51,12 @@ def rerun(path: Path, against: Path | None = None) -> dict[str, Any]:
         and `hardware`, the values of both runs where they differ.
 
     Raises:
-        RunError: if one of the runs is not finished, or its files were changed.
+        RunError: if one of the runs is not finished, its files were changed, or the repository lacks one.
+        DataError, ModelError: if what the run was made of cannot be had.
     """
-    path = path.resolve()
+    path = Path(name).resolve()
+    if not path.exists() and not is_path(str(name)) and "/" in str(name) and against is None:
+        return _rerun_published(str(name))
     first = RunDirectory(path)
     second = RunDirectory(against or path.with_name(f"{path.name}-rerun"))
     recipe = trained_recipe(first)
@@ -53,6 +64,10 @@ def rerun(path: Path, against: Path | None = None) -> dict[str, Any]:
         _train_again(recipe, first, second)
     elif second.read_record().get("status") != "done":
         raise RunError(f"--against must be a finished run, {against} is none. Leave it out to train anew.")
+    return _compare(first, second, recipe.output_dir.name)
+
+
+def _compare(first: RunDirectory, second: RunDirectory, name: str) -> dict[str, Any]:
     for run in (first, second):
         if damaged := run.damaged(""):
             raise RunError(
@@ -65,8 +80,34 @@ def rerun(path: Path, against: Path | None = None) -> dict[str, Any]:
         name: dict(_differences(*(one.get(name) or {} for one in records))) for name in ("versions", "hardware")
     }
     comparison = {"identical": all(one["same"] for one in results), "results": results, **differences}
-    write_json(second.path / "rerun.json", {"of": recipe.output_dir.name, **comparison})
+    write_json(second.path / "rerun.json", {"of": name, **comparison})
     return comparison
+
+
+def _rerun_published(name: str) -> dict[str, Any]:
+    """Train by the recipe in a repository, whose base and rows are named by commit, and score where it has scores."""
+    from huggingface_hub import snapshot_download
+
+    with loading_errors_explained(name, "main", "rerun"):
+        folder = Path(snapshot_download(name, allow_patterns=[*_PUBLISHED, "scores.json"]))
+    if missing := [file for file in _PUBLISHED if not (folder / file).exists()]:
+        raise RunError(
+            f"{name} lacks {' and '.join(missing)}: it cannot be run again. Name a repository made by `push`."
+        )
+    second = RunDirectory(Path("runs") / f"{last_name(name)}-rerun")
+    say(f"{name} is run again in {second.path}.")
+    recipe = load_recipe(folder / "recipe.yaml", ["--output_dir", str(second.path)])
+    train(recipe)
+    scores = folder / "scores.json"
+    if scores.exists() and not read_evidence(second).scores:
+        evaluate(recipe)
+    with TemporaryDirectory() as place:  # what is published, as a run's directory has it
+        first = RunDirectory(Path(place))
+        write_json(first.record, read_object(folder / "run.json"))
+        first.adapter.mkdir()
+        shutil.copy(folder / WEIGHTS, first.adapter / WEIGHTS)
+        write_json(first.path / "eval" / "scores.json", read_or_empty(scores))
+        return _compare(first, second, name)
 
 
 def _train_again(given: Recipe, first: RunDirectory, second: RunDirectory) -> None:
