@@ -13,6 +13,7 @@ from alpacare_sft import evaluate, load_recipe, train
 from alpacare_sft.cli import main
 from alpacare_sft.errors import RunError
 from alpacare_sft.evaluation.rerun import rerun
+from alpacare_sft.training.checkpoints import seal_checkpoint
 from tests.conftest import tiny_document, write_record
 
 pytestmark = pytest.mark.slow
@@ -53,6 +54,7 @@ def test_what_differs_is_told_with_its_size(finished: Path, tmp_path: Path) -> N
     history = json.loads(state.read_text())
     history["log_history"][0]["loss"] += 0.25
     state.write_text(json.dumps(history))
+    seal_checkpoint(state.parent)
     told = rerun(finished, tmp_path / "other")
     assert not told["identical"]
     assert [(one["name"], one["difference"]) for one in told["results"] if not one["same"]] == [

@@ -78,7 +78,7 @@ class _BlockedLinear(torch.autograd.Function):
         return _multiply(ctx.backward_weights, None, outer[0]), None, None, None
 
 
-def block_frozen_layers(model: Any) -> int:
+def block_frozen_layers(model: Any, before: int | None = None) -> int:
     """Put the frozen float32 layers of a model that is trained on a CPU into oneDNN's blocks, if this machine gains.
 
     Each layer's plain weights go when its blocks are there, but for a head that is also the embedding; what is saved
@@ -86,6 +86,7 @@ def block_frozen_layers(model: Any) -> int:
 
     Args:
         model: with its adapter; not saved whole, merged or trained otherwise afterwards.
+        before: what this returned when the run was begun, which decides again; None for a new run.
 
     Returns:
         The number of layers in blocks, 0 where nothing was changed.
@@ -94,11 +95,15 @@ def block_frozen_layers(model: Any) -> int:
     from peft.tuners.lora import LoraLayer
 
     adapted = [part for part in model.modules() if isinstance(part, LoraLayer)]
-    read = {id(part.base_layer) for part in adapted if part.lora_magnitude_vector}  # DoRA reads the weights
+    # DoRA reads the weights, and so does LoRA of single parameters.
+    reads = [part for part in adapted if part.lora_magnitude_vector or hasattr(part, "parameter_name")]
+    read = {id(part.base_layer) for part in reads}
     frozen = [layer for layer in model.modules() if _gains(layer) and not layer.weight.requires_grad]
     layers = [layer for layer in frozen if id(layer) not in read]
     size = sum(layer.weight.nbytes for layer in layers)
-    if size < _LEAST_BYTES or 2 * size > psutil.virtual_memory().available / 2 or not training_gains():
+    if before == 0 or size < _LEAST_BYTES:
+        return 0
+    if before is None and (2 * size > psutil.virtual_memory().available / 2 or not training_gains()):
         return 0
     embedding = model.get_input_embeddings().weight
     for layer in layers:

@@ -12,7 +12,7 @@ from alpacare_sft.errors import RunError
 from alpacare_sft.recipe.keys import known_keys
 from alpacare_sft.recipe.names import COMMIT, pin_commits
 from alpacare_sft.recipe.validation import fits_key
-from alpacare_sft.run.directory import RunDirectory, adapter_sha256, checkpoint_folders, read_object
+from alpacare_sft.run.directory import RunDirectory, adapter_sha256, checkpoint_folders, has_sha256, read_object
 
 if TYPE_CHECKING:
     from alpacare_sft.recipe.loading import Recipe
@@ -112,7 +112,10 @@ def read_or_empty(path: Path) -> dict[str, Any]:
 
 
 def read_log_history(run: RunDirectory) -> list[dict[str, Any]]:
-    """What the trainer logged, by step, from the last checkpoint; empty where none was kept."""
-    states = (folder / "trainer_state.json" for folder in checkpoint_folders(run.checkpoints))
-    last = next((state for state in states if state.exists()), None)
-    return [] if last is None else list(read_or_empty(last).get("log_history") or [])
+    """What the trainer logged, by step, from the last checkpoint whose state is as it was written; else empty."""
+    for folder in checkpoint_folders(run.checkpoints):
+        state = folder / "trainer_state.json"
+        digest = read_or_empty(folder / "sha256.json").get(state.name)
+        if state.exists() and (digest is None or has_sha256(state, digest)):
+            return list(read_or_empty(state).get("log_history") or [])
+    return []

@@ -20,7 +20,7 @@ from alpacare_sft.errors import RunError, causes_of
 from alpacare_sft.runtime import is_main_process, say
 
 _SCRATCH = re.compile(
-    r"\.(adapter|adapter-unchecked|data|eval|\.?[a-z_]+\.(json|jsonl|yaml|html|csv|md))\.([a-z0-9_]{8}|old)"
+    r"\.(adapter|adapter-unchecked|checkpoints|data|eval|\.?[a-z_]+\.(json|jsonl|yaml|html|csv|md))\.([a-z0-9_]{8}|old)"
 )
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT names an adapter's files
 # Numbers of system errors: a full disk, a place that cannot be written, and one that could not be made.
@@ -189,11 +189,10 @@ class RunDirectory:
             RunError: if the record is not JSON, and there is no copy.
         """
         if (copy := self._read_copy()) is not None:
-            try:
-                is_same = self.record.read_text(encoding="utf-8") == copy
-            except (OSError, ValueError):
-                is_same = False
-            if not is_same and is_main_process():
+            if not self._is_record(copy):  # damaged; or another process is between its two writes
+                time.sleep(0.2)
+                copy = self._read_copy() or copy
+            if not self._is_record(copy) and is_main_process():
                 say(f"{self.record} is not as it was written: its copy {self.record_copy.name} is used.")
                 with suppress(OSError):  # a place that can only be read
                     write_text(self.record, copy)
@@ -207,6 +206,12 @@ class RunDirectory:
                 f"{self.record} is not a record of a run: {error}. Put a whole copy of it back, or add --overwrite to "
                 "begin the run anew."
             ) from error
+
+    def _is_record(self, text: str) -> bool:
+        try:
+            return self.record.read_text(encoding="utf-8") == text
+        except (OSError, ValueError):
+            return False
 
     def _read_copy(self) -> str | None:
         """The text of the record's copy; None where there is none, or it is damaged itself."""
@@ -227,7 +232,13 @@ class RunDirectory:
     def seal(self, *paths: Path) -> None:
         """Record the hashes of files of this directory, by which `damaged` knows them."""
         hashes = {path.relative_to(self.path).as_posix(): file_sha256(path) for path in paths}
-        self.update_record({"files": self._hashes() | hashes})
+        folders = {name.partition("/")[0] for name in hashes}
+        before = {  # but for files that are rightly gone, of an earlier attempt at the same stage
+            name: digest
+            for name, digest in self._hashes().items()
+            if name.partition("/")[0] not in folders or (self.path / name).exists()
+        }
+        self.update_record({"files": before | hashes})
 
     def damaged(self, beginning: str) -> list[str]:
         """Names of sealed files that begin so and are gone, or not as they were written."""
@@ -308,7 +319,7 @@ def check_free_disk(path: Path, need_bytes: int) -> None:
 
 
 def own_cache() -> Path:
-    """Where this package keeps the embedded model that it converted."""
+    """Where this package keeps the embedded model that it converted, and what it measured of the machine."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alpacare_sft"
 
 

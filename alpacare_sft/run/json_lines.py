@@ -49,7 +49,7 @@ class ResponseCache:
         for line in text.split("\n"):
             try:
                 entry = json.loads(line)
-                if entry.pop("sha256") == json_sha256(entry)[:16]:
+                if entry.pop("sha256", None) in (None, json_sha256(entry)[:16]):  # None: written by version 0.1
                     self.entries[str(entry.pop("key"))] = entry
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alpacare_sft.errors import RunError
+from alpacare_sft.errors import RunError, first_line
 from alpacare_sft.recipe.names import expand
 from alpacare_sft.run.directory import (
     WEIGHTS,
@@ -71,6 +71,7 @@ class Checkpoint:
         written, best = Path(self.state.get("best_model_checkpoint") or ""), self.best()
         if written.name == best.name and written != best:
             self.state["best_model_checkpoint"] = str(best)
+            (self.path / HASHES).unlink(missing_ok=True)  # a stop in between leaves it whole by its other files
             write_json(self.path / STATE, self.state)
             seal_checkpoint(self.path)
 
@@ -84,39 +85,53 @@ def seal_checkpoint(folder: Path) -> None:
 def copy_checkpoints(run: RunDirectory, place: str) -> None:
     """Have what a run goes on from in a second place: its newest checkpoint, the best, its recipe and its record.
 
-    A place that cannot be written costs the training nothing; it is told.
+    A place that cannot be written, or has another run of that name, costs the training nothing; it is told.
     """
     try:
         _copy_checkpoints(run, expand(place) / run.path.name)
-    except OSError as error:
-        say(f"checkpoints.copy_to: {place} has no copy of this checkpoint: {error.strerror}. The training goes on.")
+    except (OSError, ValueError) as error:
+        say(f"checkpoints.copy_to: {place} has no copy of this checkpoint: {first_line(error)}. The training goes on.")
 
 
 def _copy_checkpoints(run: RunDirectory, target: Path) -> None:
+    there = RunDirectory(target).read_record().get("recipe_sha256")
+    if target.resolve() == run.path.resolve() or there not in (None, run.read_record().get("recipe_sha256")):
+        raise ValueError(f"{target} holds another run, or this one. Name another directory")
     newest = checkpoint_folders(run.checkpoints)[0]
     best = read_object(newest / STATE).get("best_model_checkpoint")
     names = {newest.name, *([Path(best).name] if best else [])}
-    for name in names:
-        if checkpoint_fault(target / "checkpoints" / name):  # not there yet, or cut off
-            with new_directory(target / "checkpoints" / name) as folder:
-                shutil.copytree(run.checkpoints / name, folder, dirs_exist_ok=True)
     for path in (run.recipe, run.record_copy, run.record):
         write_text(target / path.name, path.read_text(encoding="utf-8"))
-    for folder in checkpoint_folders(target / "checkpoints"):
+    for name in names:
+        source, copy = run.checkpoints / name, target / "checkpoints" / name
+        if checkpoint_fault(copy) or read_object(copy / HASHES) != read_object(source / HASHES):
+            with new_directory(copy) as folder:
+                shutil.copytree(source, folder, dirs_exist_ok=True)
+    for folder in (target / "checkpoints").glob("*checkpoint-*"):  # older ones, and what a kill left of a copy
         if folder.name not in names:
             shutil.rmtree(folder)
 
 
 def restore_checkpoints(run: RunDirectory, place: str) -> None:
-    """Begin a run that is gone with what `copy_checkpoints` has of it."""
+    """Begin a run that is gone with what `copy_checkpoints` has of it.
+
+    Its checkpoints come last: where that is cut off, the next start begins it anew.
+    """
     source = expand(place) / run.path.name
-    if run.holds_work() or not list((source / "checkpoints").glob("checkpoint-*")):
+    if run.holds_work() or not checkpoint_folders(source / "checkpoints"):
         return
     say(f"{run.path} is begun with what {source} has of it.")
-    with new_directory(run.checkpoints) as folder:
-        shutil.copytree(source / "checkpoints", folder, dirs_exist_ok=True)
     for name in (run.recipe.name, run.record_copy.name, run.record.name):
         write_text(run.path / name, (source / name).read_text(encoding="utf-8"))
+    with new_directory(run.checkpoints) as folder:
+        shutil.copytree(source / "checkpoints", folder, dirs_exist_ok=True)
+
+
+def forget_copy(run: RunDirectory, place: str) -> None:
+    """Remove the copy of a run that begins anew, unless it is of another recipe."""
+    target = RunDirectory(expand(place) / run.path.name)
+    if target.path.resolve() != run.path.resolve():
+        target.clear()
 
 
 def newest_whole_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:

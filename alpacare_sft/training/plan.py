@@ -90,16 +90,20 @@ class Plan:
     """
 
     def __init__(self, recipe: Recipe, target: Target, data: PreparedData | None = None) -> None:
+        import pyarrow.compute
+
         self.recipe, self.target = recipe, target
         self.config = load_config(recipe.model)
         self.sizes = self.config.get_text_config()
         check_context(recipe.model, recipe.max_length)
         self.data: PreparedData = data or prepare_data(recipe, load_tokenizer(recipe.model))
         split = self.data.splits["train"]
-        self.lengths = [len(ids) for ids in split["input_ids"]]
+        ids = split.with_format("arrow")["input_ids"]  # a list a row would take a minute for a million rows
+        self.lengths: list[int] = pyarrow.compute.list_value_length(ids).to_pylist()
         self.longest = max(self.lengths)
         self.lora = build_lora_config(recipe)
-        self.answers = [sum(mask) for mask in split["completion_mask"]]
+        # tokens after the prompt: those in the loss
+        self.answers = [length - prompt for length, prompt in zip(self.lengths, split["prompt_tokens"], strict=True)]
         self._costs: dict[tuple[int, bool, int], Cost] = {}
 
     @cached_property
@@ -228,7 +232,7 @@ class Plan:
             RecipeError: with the need, the room, and a change that fits.
         """
         least = self.training(1, checkpointing=True)
-        if least["fits"]:
+        if least["fits"] or getattr(self.config, "quantization_config", None):  # whose weights are fewer bytes
             return
         need, room = (number / 2**30 for number in (least["peak_bytes"], self.target.memory_bytes))
         change = self.change_that_fits()

@@ -39,29 +39,34 @@ def protect_step(optimizer: torch.optim.Optimizer, count: Callable[[], None]) ->
     """Let a step in which memory runs out be taken again, once, from copies of the weights and their moments.
 
     Args:
-        optimizer: whose method `step` is replaced; of an adapter, so that the copies are a few megabytes.
+        optimizer: whose method `step` is replaced. Its copies are as large as an adapter and its moments; a paged one,
+            whose moments stand in memory of their own, is left as it is.
         count: called for each step that is taken again.
     """
-    step = optimizer.step
+    step, copies = optimizer.step, list[torch.Tensor]()
 
     def take(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
-        weights = [(one, one.detach().clone()) for group in self.param_groups for one in group["params"]]
-        state = {
-            one: {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in kept.items()}
-            for one, kept in self.state.items()
-        }
+        held = [one.detach() for group in self.param_groups for one in group["params"]]
+        held += [value for kept in self.state.values() for value in kept.values() if isinstance(value, torch.Tensor)]
+        if any(getattr(value, "is_paged", False) for value in held):
+            return step(*args, **kwargs)
+        is_first, is_copied = not self.state, False
         try:
+            if len(copies) != len(held):
+                copies[:] = [torch.empty_like(value) for value in held]
+            torch._foreach_copy_(copies, held)
+            is_copied = True
             return step(*args, **kwargs)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        with torch.no_grad():
-            for one, value in weights:
-                one.copy_(value)
-        self.state.clear()
-        self.state.update(state)
-        count()
-        say("out of memory in the optimizer's step: it is taken again.")
+        if is_copied:
+            torch._foreach_copy_(held, copies)
+            if is_first:
+                self.state.clear()
+            count()
+            say("out of memory in the optimizer's step: it is taken again.")
+        copies.clear()
         free_memory()
         return step(*args, **kwargs)
 

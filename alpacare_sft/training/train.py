@@ -15,7 +15,7 @@ from alpacare_sft import runtime
 from alpacare_sft.data.load import describe_sources
 from alpacare_sft.data.prepare import PreparedData, prepare_data
 from alpacare_sft.data.report import refuse_other_data, save_data
-from alpacare_sft.errors import RecipeError, RunError, StoppedError, first_line
+from alpacare_sft.errors import AlpacareError, RunError, StoppedError, first_line
 from alpacare_sft.evaluation.generation import end_token_ids
 from alpacare_sft.model.adapter import check_adapter, save_adapter, trainable_digests
 from alpacare_sft.model.base import base_identity, check_context, check_weights, load_base_model, load_tokenizer
@@ -34,6 +34,7 @@ from alpacare_sft.training.checkpoints import (
     Checkpoint,
     copy_checkpoints,
     ended_training,
+    forget_copy,
     newest_whole_checkpoint,
     restore_checkpoints,
     saved_batch,
@@ -87,7 +88,7 @@ def train(
     with run.lock() if is_main_process() else nullcontext(), StopOnSignal(stop_after_seconds) as stop:
         with _main_process_first():
             if is_main_process():
-                _clear(run, overwrite)
+                _clear(run, recipe, overwrite)
             record = run.read_record()
         if record.get("status") == "done" and run.has_adapter():
             say(f"{run.path}: this run is complete; use --overwrite to start over.")
@@ -101,21 +102,30 @@ def train(
             return _run(recipe, run, config, stop, force)
 
 
-def _clear(run: RunDirectory, overwrite: bool) -> None:
-    """Remove what an earlier run left if that is wanted, and an adapter that is not as it was written."""
+def _clear(run: RunDirectory, recipe: Recipe, overwrite: bool) -> None:
+    """Remove what an earlier run left if that is wanted, and an adapter that is not as it was written.
+
+    Raises:
+        RunError: if such an adapter is all that is left of the training.
+    """
     if overwrite:
         run.clear()
+        if recipe.checkpoints.copy_to:
+            forget_copy(run, recipe.checkpoints.copy_to)
     elif run.has_adapter() and (damaged := run.damaged("adapter/")):
+        if recipe.resume == "never" or newest_whole_checkpoint(run.checkpoints)[0] is None:
+            raise RunError(
+                f"{run.path}: {', '.join(damaged)} not as written, and there is no checkpoint to make the adapter "
+                "again from. Put the file back, or add --overwrite to train anew."
+            )
         say(f"{run.path}: {', '.join(damaged)} not as written: the adapter is made again from its last checkpoint.")
         shutil.rmtree(run.adapter)
 
 
 def _resolve(recipe: Recipe, run: RunDirectory, overwrite: bool) -> Recipe:
     """The recipe with what follows from this machine, and from the run that its directory holds."""
-    if recipe.checkpoints.copy_to and recipe.resume == "auto" and not overwrite:
-        with _main_process_first():
-            if is_main_process():
-                restore_checkpoints(run, recipe.checkpoints.copy_to)
+    if recipe.checkpoints.copy_to and recipe.resume == "auto" and not overwrite and runtime.num_processes() == 1:
+        restore_checkpoints(run, recipe.checkpoints.copy_to)
     precision = runtime.resolve_precision(recipe.train)
     recipe = settle(recipe, train=dataclasses.replace(recipe.train, fp16=precision.fp16, bf16=precision.bf16))
     if run.holds_work() and not overwrite:
@@ -133,7 +143,8 @@ def _run(recipe: Recipe, run: RunDirectory, config: SFTConfig, stop: StopOnSigna
     check_context(recipe.model, recipe.max_length)
     check_weights(recipe.model)  # before the work on the rows
     data = _prepare_rows(recipe, run, tokenizer)
-    most_tokens = _check_memory(recipe, data, force)
+    before: dict[str, Any] = run.read_record().get("compute", {}) if run.holds_work() else {}
+    most_tokens = before["most_tokens"] if before else _check_memory(recipe, data, force)
     clock.end("data")
     precision = runtime.resolve_precision(recipe.train)
     base = load_base_model(recipe.model, precision.dtype)
@@ -149,7 +160,10 @@ def _run(recipe: Recipe, run: RunDirectory, config: SFTConfig, stop: StopOnSigna
     say(f"LoRA: {parameters['trainable']:,} of {parameters['total']:,} parameters are trained")
     say(describe_batch(Batch.of(config)))
     check_free_disk(run.path, _disk_need_bytes(recipe, parameters["trainable"]))
-    num_blocked = block_frozen_layers(trainer.model) if precision.name == "fp32" else 0
+    may_block = precision.name == "fp32" and runtime.num_processes() == 1 and not recipe.train.torch_compile
+    num_blocked = block_frozen_layers(trainer.model, before.get("layers_in_blocks")) if may_block else 0
+    if is_main_process():  # what decides the order of sums, and must not change when the run goes on
+        run.update_record({"compute": {"most_tokens": most_tokens, "layers_in_blocks": num_blocked}})
     _train_or_resume(trainer, recipe, run)
     if stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise StoppedError(
@@ -167,7 +181,6 @@ def _run(recipe: Recipe, run: RunDirectory, config: SFTConfig, stop: StopOnSigna
         "end_token_ids": end_token_ids(base, tokenizer, encoder.end_token_id()),
         "default_system": encoder.default_system(),
         "parameters": parameters,
-        "layers_in_blocks": num_blocked,
         "seconds": {stage: round(value, 3) for stage, value in clock.seconds.items()},
     }
     return _complete(recipe, run, trainer, facts)
@@ -181,7 +194,7 @@ def _complete(recipe: Recipe, run: RunDirectory, trainer: AnswerSFTTrainer, fact
     record = run.update_record({**facts, "tokens": tokens, "train": summarize_training(trainer)})
     save_card(run, recipe)
     save_training_report(run.training_report, record, trainer.state.log_history)
-    run.seal(*(path for path in run.adapter.iterdir() if path.name not in ("README.md", STATE)))
+    run.seal(*(path for path in run.adapter.rglob("*") if path.is_file() and path.name not in ("README.md", STATE)))
     record = run.update_record({"status": "done"})
     (run.adapter / STATE).unlink()
     say(_summary(run, record))
@@ -225,12 +238,12 @@ def _check_memory(recipe: Recipe, data: PreparedData, force: bool) -> int | None
     """
     if runtime.num_processes() > 1:
         return None
-    plan = Plan(recipe, find_target(None, recipe.train.use_cpu), data)
     try:
+        plan = Plan(recipe, find_target(None, recipe.train.use_cpu), data)
         if not force:
             plan.refuse_what_cannot_fit()
         return plan.most_tokens() if recipe.forward.rows else None
-    except RecipeError:
+    except AlpacareError:
         raise
     except Exception as error:  # operations without a rule for tensors that have no contents; training needs none
         say(f"memory is not planned for, as this model's step cannot be traced: {first_line(error)}.")
@@ -259,19 +272,20 @@ def _train_or_resume(trainer: AnswerSFTTrainer, recipe: Recipe, run: RunDirector
     if ended := ended_training(run):
         _restore_ended(trainer, ended, ended.path)
         return
-    checkpoint, skipped = newest_whole_checkpoint(run.checkpoints)
-    for path, fault in skipped:
-        say(f"{path.name} is skipped: {fault}.")
-        if is_main_process():
-            shutil.rmtree(path)
+    with _main_process_first():
+        checkpoint, skipped = newest_whole_checkpoint(run.checkpoints)
+        for path, fault in skipped:
+            say(f"{path.name} is skipped: {fault}.")
+            if is_main_process():
+                shutil.rmtree(path)
+        if checkpoint and is_main_process() and trainer.args.load_best_model_at_end:
+            checkpoint.adopt()
     if checkpoint is None:
         trainer.train()
     elif checkpoint.is_complete(recipe.early_stopping.patience):
         best = checkpoint.best() if trainer.args.load_best_model_at_end else checkpoint.path
         _restore_ended(trainer, checkpoint, best)
     else:
-        if is_main_process() and trainer.args.load_best_model_at_end:
-            checkpoint.adopt()
         say(f"going on from step {checkpoint.step} of {checkpoint.state['max_steps']}.")
         written, now = saved_batch(checkpoint.state), Batch.of(trainer.args)
         if written and Batch(**written) != now:

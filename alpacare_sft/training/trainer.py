@@ -16,7 +16,7 @@ from trl import SFTConfig, SFTTrainer
 from alpacare_sft.errors import RunError
 from alpacare_sft.runtime import free_memory, is_out_of_memory, say
 from alpacare_sft.training.callbacks import Account
-from alpacare_sft.training.checkpoints import seal_checkpoint
+from alpacare_sft.training.checkpoints import HASHES, seal_checkpoint
 from alpacare_sft.training.forwards import IGNORED, Packer, split_rows
 from alpacare_sft.training.recovery import Undo, protect_step
 
@@ -194,6 +194,8 @@ class AnswerSFTTrainer(SFTTrainer):
         Upstream takes the one that was written first by the clock for the oldest: that removes the newest where a
         clock was set back or a directory was copied.
         """
+        sealed = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        (sealed / HASHES).unlink(missing_ok=True)  # of a step that is saved twice
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
@@ -201,9 +203,8 @@ class AnswerSFTTrainer(SFTTrainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            folder = self.args.output_dir
-            seal_checkpoint(Path(folder) / f"checkpoint-{self.state.global_step}")
-            rotate_checkpoints(folder, limit, self.state.best_model_checkpoint, use_mtime=False)
+            seal_checkpoint(sealed)
+            rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint, use_mtime=False)
             if self.after_save:
                 self.after_save()
 
