@@ -67,7 +67,7 @@ push: $(INSTALLED) ## publish the adapter last trained, or RECIPE's; `make push 
 	$(BIN)/python -m alpacare_sft push $(TRAINED) $(ARGS)
 
 test: $(TEST_INSTALLED) ## every test; `make test ARGS='-m "not slow"'` the fast ones
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 soak: $(TEST_INSTALLED) ## what takes longer than the tests: 20,000 odd files, recipes and answers
 	$(BIN)/python -m pytest --durations=0 $(wildcard tests/soak/*.py) $(ARGS)
