@@ -197,6 +197,7 @@ def attempt(words, write=0, numbers=()):
     pid = os.fork()
     if pid:
         return os.waitpid(pid, 0)[1]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
     fsync, written = os.fsync, []
     def counted(descriptor):
         written.append(descriptor)
@@ -217,8 +218,9 @@ for verb in sys.argv[3:]:
     words = [verb, recipe, *([run + "/eval/sheet.csv"] if verb == "review" else []), "--output_dir", run]
     for write, numbers in ((1, [9]), (2, [9]), (1, [15]), (2, [2, 2])):
         status = attempt(words, write, numbers)
-        print(verb, write, numbers, "signalled" if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status))
-    print(verb, "status", attempt(words))
+        ended = "signalled" if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
+        print(verb, write, numbers, ended, flush=True)  # or a child would print it again
+    print(verb, "status", attempt(words), flush=True)
 """
 
 

@@ -25,8 +25,9 @@ draw, verb = random.Random(int(sys.argv[4])), sys.argv[3]
 words = [verb, recipe, *([run + "/eval/sheet.csv"] if verb == "review" else []), "--output_dir", run]
 for _ in range(10):
     status = attempt(words, draw.randrange(1, 9), [9])
-    print(verb, "signalled" if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status))
-print(verb, "status", attempt(words))
+    ended = "signalled" if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
+    print(verb, ended, flush=True)
+print(verb, "status", attempt(words), flush=True)
 """
 )
 
