@@ -36,6 +36,8 @@ BENCHMARKS = {
         "Training, eight rows a step, `forward.rows: auto`",
         ["training_speed.py", "--steps", "6", "--batch-size", "8", "--accumulation", "1", "--forward-rows", "auto"],
     ),
+    "litgpt": ("Training beside LitGPT, one row a forward, two a step", ["litgpt_speed.py", "--steps", "10"]),
+    "overheads": ("Validation, checkpoints, scores, and the floor of a step", ["overheads.py"]),
     "memory": ("Memory that `plan` predicts, beside what was held", ["memory_plan.py"]),
     "start": ("Help, and a wrong key of a recipe reported", []),
     "data": ("52,002 rows prepared", ["data_speed.py"]),
@@ -85,7 +87,8 @@ def main() -> None:
         print(f"{name}: {title}", flush=True)
         if words:
             command = [sys.executable, str(HERE / words[0]), *words[1:], "--repeats", str(options.repeats)]
-            done = subprocess.run(command, capture_output=True, text=True)
+            environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
             text = done.stdout.strip("\n") if done.returncode == 0 else f"failed: {done.stderr.strip()[-500:]}"
         else:
             text = run_start(options.repeats)
