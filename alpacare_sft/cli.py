@@ -17,7 +17,7 @@ from pathlib import Path
 
 import alpacare_sft as sft
 from alpacare_sft.errors import AlpacareError, RecipeError, RunError, StoppedError
-from alpacare_sft.runtime import is_main_process, local_rank, prepared_process, printable
+from alpacare_sft.runtime import holds_half_character, is_main_process, local_rank, prepared_process, printable
 
 VERBS = {
     "recipes": "list the recipes that come with the package, or write one into a folder",
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         for word in words:
-            if not word.isascii() and word.encode(errors="replace").decode() != word:
+            if holds_half_character(word):
                 raise RecipeError(f"{word!r} must be UTF-8 text. Set the terminal to UTF-8.")
         if (beginning := help_topic(words)) is not None:
             from alpacare_sft.recipe.reference import help_of_keys

@@ -334,6 +334,11 @@ def open_console() -> Console:
     return PrintableConsole()
 
 
+def holds_half_character(text: str) -> bool:
+    """Whether a text holds a lone surrogate, which no UTF-8 can: of a terminal in another encoding, or of JSON."""
+    return re.search("[\ud800-\udfff]", text) is not None
+
+
 def printable(text: str) -> str:
     """Text without the signs that a terminal takes for orders: control characters, and those that turn its direction.
 

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from alpacare_sft.data.columns import CONVERSATION_COLUMNS, conversation_columns, is_turns
 from alpacare_sft.errors import DataError
+from alpacare_sft.runtime import holds_half_character
 
 Objects = list[dict[str, Any]]
 _SPACE = re.compile(r"\s*")
@@ -173,7 +174,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
         raise _WrongKey(f"the key /{key} stands twice in one object", "Remove one")
-    if wrong := [key for key in row if not key.isascii() and key.encode(errors="replace").decode() != key]:
+    if wrong := [key for key in row if holds_half_character(key)]:
         raise _WrongKey(f"the key {wrong[0]!r} holds half of a character", "Write it anew")
     return row
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING
@@ -25,6 +24,7 @@ from alpacare_sft.recipe.keys import (
     plain_types,
     section_types,
 )
+from alpacare_sft.runtime import holds_half_character
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -102,7 +102,7 @@ def _is_storable(value: Any) -> bool:
         return all(_is_storable(part) for pair in value.items() for part in pair)
     if isinstance(value, list):
         return all(map(_is_storable, value))
-    return not isinstance(value, str) or re.search("[\0\ud800-\udfff]", value) is None
+    return not isinstance(value, str) or not ("\0" in value or holds_half_character(value))
 
 
 def _json_bytes(value: Any) -> bytes:

@@ -73,6 +73,11 @@ def has_sha256(path: Path, digest: str) -> bool:
     return path.is_file() and file_sha256(path) == digest
 
 
+def changed_files(folder: Path, hashes: Mapping[str, str]) -> list[str]:
+    """Names of files that are gone from a directory, or have another hash."""
+    return [name for name, digest in hashes.items() if not has_sha256(folder / name, digest)]
+
+
 def adapter_sha256(folder: Path) -> str:
     """Hash of an adapter: its config, which says how strongly its weights count, and its weights."""
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in (CONFIG, WEIGHTS))).hexdigest()
@@ -243,7 +248,7 @@ class RunDirectory:
     def damaged(self, beginning: str) -> list[str]:
         """Names of sealed files that begin so and are gone, or not as they were written."""
         named = {name: digest for name, digest in self._hashes().items() if name.startswith(beginning)}
-        return [name for name, digest in named.items() if not has_sha256(self.path / name, digest)]
+        return changed_files(self.path, named)
 
     def _hashes(self) -> dict[str, str]:
         record = self.read_record()

@@ -16,9 +16,9 @@ from alpacare_sft.recipe.names import expand
 from alpacare_sft.run.directory import (
     WEIGHTS,
     RunDirectory,
+    changed_files,
     checkpoint_folders,
     file_sha256,
-    has_sha256,
     new_directory,
     read_object,
     write_json,
@@ -195,7 +195,7 @@ def _changed_file(folder: Path) -> str | None:
         hashes = read_object(folder / HASHES)
     except ValueError:
         return f"{HASHES} is damaged"
-    changed = [name for name, digest in hashes.items() if not has_sha256(folder / name, digest)]
+    changed = changed_files(folder, hashes)
     return f"{min(changed)} is damaged" if changed else None
 
 
